@@ -1,0 +1,61 @@
+"""One tree of what can go wrong.
+
+    BactrianError
+    ├── InputError             the user's input; the command prints one line and exits with 2
+    │   ├── RecipeError        a recipe: unknown key, wrong type, contradiction
+    │   ├── DataError          a data file or row: where it is and what is wrong with it
+    │   ├── ModelError         a model's folder, file or name
+    │   ├── ChatError          messages that a chat format cannot render
+    │   └── RunError           a run folder that belongs to something else, or cannot be written
+    └── RunFailed              the run itself went wrong; exits with 1
+        ├── GateFailed         a check before the first step does not hold
+        └── Diverged           a loss or gradient that is not finite
+
+Every message says what, where and what to do, on one line. Anything outside this tree is a bug and keeps its traceback.
+"""
+
+
+class BactrianError(Exception):
+    """Whatever the project raises on purpose; `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class InputError(BactrianError):
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class ModelError(InputError):
+    pass
+
+
+class ChatError(InputError):
+    pass
+
+
+class RunError(InputError):
+    pass
+
+
+class RunFailed(BactrianError):
+    exit_code = 1
+
+
+class GateFailed(RunFailed):
+    pass
+
+
+class Diverged(RunFailed):
+    """`number` is the step, counted from 1."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number

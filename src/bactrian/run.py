@@ -1,0 +1,221 @@
+"""The run's folder: resolved recipe, ledger, metrics and evidence, each written whole or not at all.
+
+recipe.json       the recipe as it ran
+ledger.json       what became of every row and token
+metrics.jsonl     a line per step and per held-out evaluation
+evaluation.json   the scores of the base model and of each stage
+samples.jsonl     answers to held-out prompts, base model and each stage
+plots/            PNG
+checkpoints/      to resume from
+export/           the model as a Hugging Face folder, with its card
+"""
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bactrian import recipe as recipes
+from bactrian.errors import RunError
+from bactrian.recipe import Recipe
+
+_NOT_WRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT),  # full
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
+    *(errno.EEXIST, errno.ENOTDIR),  # a file stands where a folder should
+)
+_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # the names that `replacing` gives
+
+
+def cache_root() -> Path:
+    """Where downloads, corpora and reference log-probabilities are kept: $BACTRIAN_CACHE, or ~/.cache/bactrian."""
+    return Path(os.environ.get("BACTRIAN_CACHE") or Path.home() / ".cache" / "bactrian")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full or unwritable disk into a `RunError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        # numpy's `tofile` counts what it could not write, and gives no number.
+        if error.errno not in _NOT_WRITABLE and not (error.errno is None and "requested and" in str(error)):
+            raise
+        why = error.strerror or os.strerror(errno.ENOSPC)
+        raise RunError(f"{path}: cannot write: {why}; free some space or choose another folder") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, file or folder, that takes its place when the block ends well.
+
+    On any error it is removed and what was at `path` stays. A full or unwritable disk becomes a `RunError`.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    displaced = temporary.with_suffix(".old")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if path.is_dir():
+                os.replace(path, displaced)  # a folder cannot be renamed over another, and to delete it takes a while
+            os.replace(temporary, path)
+    finally:
+        if displaced.exists() and not path.exists():
+            os.replace(displaced, path)
+        _remove(temporary)
+        _remove(displaced)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what `replacing` had no time to."""
+    left = [path for path in folder.rglob(".*") if _LEFT_BEHIND.fullmatch(path.name)]
+    for path in left:
+        replaced = path.with_name(path.name[1:].rsplit(".", 2)[0])
+        if path.suffix == ".old" and not replaced.exists():
+            os.replace(path, replaced)
+        else:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    # What cannot be removed must not hide the error that led here.
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that the run wrote; none where there is no file."""
+    return [json.loads(line) for line in _lines(path)]
+
+
+class Run:
+    """One run's folder. Opening it creates it, or checks that it belongs to the same recipe."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: Path, recipe: Recipe) -> "Run":
+        """Create the folder of a run, or take up an existing one of the same recipe. Raises `RunError`.
+
+        What a killed process was still writing is removed.
+        """
+        run = cls(folder)
+        if run.recipe_path.exists():
+            changed = recipes.differences(run.recipe(), recipe)
+            if changed:
+                raise RunError(
+                    f"{folder}: this run has another recipe ({'; '.join(changed)}); "
+                    f"choose another --run-dir or undo the change"
+                )
+            _sweep(folder)
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder}: something else than a run is there; choose another --run-dir")
+        else:
+            write_json(run.recipe_path, recipe.model_dump(mode="json"))
+        return run
+
+    @classmethod
+    def existing(cls, folder: Path) -> "Run":
+        """A run that is there to be read. Raises `RunError`."""
+        run = cls(folder)
+        if not run.recipe_path.exists():
+            raise RunError(f"{folder}: not a run folder (it has no recipe.json)")
+        return run
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.folder / "recipe.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def plots(self) -> Path:
+        return self.folder / "plots"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.folder / "checkpoints" / stage
+
+    def recipe(self) -> Recipe:
+        try:
+            tree = json.loads(self.recipe_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.recipe_path}: not the recipe of a run: {error}; choose another --run-dir") from None
+        return recipes.parse(tree, str(self.recipe_path))
+
+    def evidence(self, name: str) -> dict[str, Any]:
+        """What `ledger.json` or `evaluation.json` holds so far."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def record(self, name: str, update: Callable[[dict[str, Any]], None]) -> None:
+        """Change `ledger.json` or `evaluation.json` in place, whole or not at all."""
+        content = self.evidence(name)
+        update(content)
+        write_json(self.folder / f"{name}.json", content)
+
+    def samples(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.samples_path)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add a line to the metrics; it is on disk when this returns."""
+        with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the metrics; one that a killed run left half-written, the last, is left out."""
+        return [row for line in _lines(self.metrics_path) if (row := _whole(line)) is not None]
+
+    def cut_metrics(self, stage: str, step: int) -> None:
+        """Drop what a stage wrote after `step`, and what later stages wrote: they are about to be written again."""
+        order: list[str] = list(recipes.STAGES)
+
+        def kept(row: dict[str, Any]) -> bool:
+            earlier = order.index(row["stage"]) < order.index(stage)
+            return earlier or (row["stage"] == stage and row["step"] <= step)
+
+        write_jsonl(self.metrics_path, [row for row in self.metrics() if kept(row)])
+
+
+def _lines(path: Path) -> list[str]:
+    # Not splitlines: an answer may hold the other separators of Unicode, which JSON leaves as they are.
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
