@@ -1,0 +1,265 @@
+"""The tokenizer inside a GGUF file, as a `tokenizers` definition.
+
+A GGUF file holds the vocabulary, but only names how text is cut before it is looked up (`tokenizer.ggml.pre`), and for
+SentencePiece vocabularies holds scores in place of merges. Both are put back here, exactly or not at all: a name that
+is not known is an error, never a guess.
+
+The metadata is read by a few lines of our own: `gguf.GGUFReader` makes an array object for every string of the
+vocabulary and goes on to the tensors, which takes seconds where this takes a tenth of one.
+"""
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import GGUF_MAGIC, GGUFValueType, TokenType
+
+from bactrian.errors import ModelError
+
+Json = dict[str, Any]
+
+
+class Description(NamedTuple):
+    """What a file says of its tokenizer; `definition` is the content of a tokenizer.json."""
+
+    definition: Json
+    bos_id: int | None
+    eos_id: int
+    pad_id: int | None
+    chat_template: str | None
+
+
+# The flags of an added token that is found as it is written and takes nothing of its neighbours.
+EXACT: Json = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2: Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_BYTES: Json = {**_GPT2, "use_regex": False}
+_DIGITS: Json = {"type": "Digits", "individual_digits": True}
+
+
+def _split(regex: str) -> Json:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+# `tokenizer.ggml.pre` → pre-tokenizer. The names are llama.cpp's; the pre-tokenizers are those of the original
+# tokenizer.json files (SmolLM2, Llama 3, Qwen 2, GPT-2), which llama.cpp rewrites for its own regex engine. "default"
+# has no original: it is llama.cpp's sequence of patterns (src/llama-vocab.cpp).
+_LLAMA3 = [_split(rf"{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"), _BYTES]
+_QWEN2 = [_split(rf"{_LETTERS}|\p{{N}}|{_REST}"), _BYTES]
+_PRE_TOKENIZERS: dict[str, list[Json]] = {
+    "gpt-2": [_GPT2],
+    "phi-2": [_GPT2],
+    "mpt": [_GPT2],
+    "olmo": [_GPT2],
+    "smollm": [_DIGITS, _GPT2],
+    "starcoder": [_DIGITS, _GPT2],
+    "refact": [_DIGITS, _GPT2],
+    "command-r": [_DIGITS, _GPT2],
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "smaug-bpe": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "default": [
+        _split(r"[\p{P}\$\+<=>\^~\|]+"),
+        _split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"),
+        _split(r"\p{N}+"),
+        _split(r"[0-9][0-9][0-9]"),
+        _BYTES,
+    ],
+}
+# Llama 3's vocabulary has words that its merges do not reach, so a piece that is a word is taken whole; its texts begin
+# with BOS.
+_WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3"})
+
+
+def read(path: Path) -> Description:
+    """The tokenizer of a GGUF file; `ModelError` names the file and what is missing or unknown in it."""
+    fields = metadata(path, prefix="tokenizer.")
+    kind = fields.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise ModelError(f"{path}: tokenizer.ggml.model is {kind!r}; known are 'gpt2' and 'llama'")
+    for name in ("tokens", "token_type", *(("merges",) if kind == "gpt2" else ("scores",))):
+        if f"tokenizer.ggml.{name}" not in fields:
+            raise ModelError(f"{path}: tokenizer.ggml.{name} is missing; convert the model to GGUF again")
+    sentencepiece = kind == "llama"
+    bos_id = fields.get("tokenizer.ggml.bos_token_id", 1 if sentencepiece else None)
+    eos_id = fields.get("tokenizer.ggml.eos_token_id", 2 if sentencepiece else None)
+    if eos_id is None:
+        raise ModelError(f"{path}: tokenizer.ggml.eos_token_id is missing; convert the model to GGUF again")
+    definition = _sentencepiece(fields) if sentencepiece else _byte_level(fields, path)
+    begins = fields.get("tokenizer.ggml.add_bos_token", sentencepiece or _pre(fields) in _WHOLE_WORDS)
+    if begins and bos_id is not None:
+        bos = fields["tokenizer.ggml.tokens"][bos_id]
+        definition["post_processor"] = begin_with(bos, bos_id)
+    pad_id = fields.get("tokenizer.ggml.padding_token_id")
+    return Description(definition, bos_id, eos_id, pad_id, fields.get("tokenizer.chat_template"))
+
+
+def begin_with(bos: str, bos_id: int) -> Json:
+    """The post-processor that puts BOS in front of a text."""
+    token, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    known = {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [token, text],
+        "pair": [token, text, second],
+        "special_tokens": known,
+    }
+
+
+def _pre(fields: Json) -> str | None:
+    return fields.get("tokenizer.ggml.pre")
+
+
+def _byte_level(fields: Json, path: Path) -> Json:
+    """A vocabulary of byte strings with merges, as GPT-2's, Llama 3's and SmolLM2's."""
+    pre = _pre(fields)
+    if pre not in _PRE_TOKENIZERS:
+        known = ", ".join(sorted(_PRE_TOKENIZERS))
+        raise ModelError(f"{path}: tokenizer.ggml.pre is {pre!r}; known are {known}; use the model's tokenizer.json")
+    merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
+    if any(len(merge) != 2 for merge in merges):
+        raise ModelError(f"{path}: tokenizer.ggml.merges holds an entry that is not two pieces and a space")
+    definition = _definition(fields, merges, ignore_merges=pre in _WHOLE_WORDS)
+    # Qwen 2 alone of these composes Unicode characters before anything else.
+    definition["normalizer"] = {"type": "NFC"} if pre in ("qwen2", "deepseek-r1-qwen") else None
+    definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]}
+    definition["decoder"] = _BYTES
+    return definition
+
+
+def _sentencepiece(fields: Json) -> Json:
+    """A vocabulary of SentencePiece's BPE kind, as Llama 2's: spaces are `▁`, unknown characters become bytes."""
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    prefixed = fields.get("tokenizer.ggml.add_space_prefix", True)
+    definition = _definition(fields, merges_from_scores(tokens, fields["tokenizer.ggml.scores"], types))
+    unknown = [token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN]
+    definition["model"].update(
+        unk_token=unknown[0] if unknown else None, fuse_unk=True, byte_fallback=TokenType.BYTE in types
+    )
+    spaces: Json = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    marks: Json = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip: Json = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    before: list[Json] = [{"type": "Prepend", "prepend": "▁"}] if prefixed else []
+    after: list[Json] = [strip] if prefixed else []
+    definition["normalizer"] = {"type": "Sequence", "normalizers": [*before, spaces]}
+    definition["decoder"] = {
+        "type": "Sequence",
+        "decoders": [marks, {"type": "ByteFallback"}, {"type": "Fuse"}, *after],
+    }
+    return definition
+
+
+def merges_from_scores(tokens: list[str], scores: list[float], types: list[int]) -> list[list[str]]:
+    """The merges that make BPE choose as SentencePiece does: the join with the best score first.
+
+    Every way to cut a piece in two pieces of the vocabulary is a merge, and ranks by the score of the whole piece.
+    Equal scores keep the vocabulary's order, and the cuts of one piece stand in the order of their halves' ids.
+    """
+    ids = {token: i for i, token in enumerate(tokens) if types[i] == TokenType.NORMAL}
+    merges: list[list[str]] = []
+    for token in sorted(ids, key=lambda token: -scores[ids[token]]):
+        cuts = ([token[:cut], token[cut:]] for cut in range(1, len(token)))
+        known = [cut for cut in cuts if cut[0] in ids and cut[1] in ids]
+        merges += sorted(known, key=lambda cut: (ids[cut[0]], ids[cut[1]]))
+    return merges
+
+
+def _definition(fields: Json, merges: list[list[str]], ignore_merges: bool = False) -> Json:
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    added = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": token, **EXACT, "special": kind != TokenType.USER_DEFINED}
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in added
+        ],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": ignore_merges,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": merges,
+        },
+    }
+
+
+_NUMBERS = {
+    GGUFValueType.UINT8: "<u1",
+    GGUFValueType.INT8: "<i1",
+    GGUFValueType.UINT16: "<u2",
+    GGUFValueType.INT16: "<i2",
+    GGUFValueType.UINT32: "<u4",
+    GGUFValueType.INT32: "<i4",
+    GGUFValueType.FLOAT32: "<f4",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "<u8",
+    GGUFValueType.INT64: "<i8",
+    GGUFValueType.FLOAT64: "<f8",
+}
+
+
+class _Cursor:
+    """Reads one value after another from the bytes of a file."""
+
+    def __init__(self, data: mmap.mmap):
+        self.data = data
+        self.at = 0
+
+    def number(self, kind: GGUFValueType) -> Any:
+        return self.numbers(kind, 1)[0]
+
+    def numbers(self, kind: GGUFValueType, count: int) -> list[Any]:
+        dtype = np.dtype(_NUMBERS[kind])
+        values = np.frombuffer(self.data[self.at : self.at + count * dtype.itemsize], dtype, count)
+        self.at += count * dtype.itemsize
+        return values.tolist()
+
+    def string(self) -> str:
+        (length,) = struct.unpack_from("<Q", self.data, self.at)
+        self.at += 8 + length
+        return self.data[self.at - length : self.at].decode("utf-8")
+
+    def value(self, kind: GGUFValueType) -> Any:
+        if kind == GGUFValueType.STRING:
+            return self.string()
+        if kind != GGUFValueType.ARRAY:
+            return self.number(kind)
+        kind, count = GGUFValueType(self.number(GGUFValueType.UINT32)), self.number(GGUFValueType.UINT64)
+        return self.numbers(kind, count) if kind in _NUMBERS else [self.value(kind) for _ in range(count)]
+
+
+def metadata(path: Path, prefix: str = "") -> Json:
+    """The key-value fields of a GGUF file (version 2 or 3, little-endian) whose names begin with `prefix`."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            cursor = _Cursor(data)
+            magic, version = cursor.numbers(GGUFValueType.UINT32, 2)
+            if magic != GGUF_MAGIC or version not in (2, 3):
+                raise ModelError(f"{path}: not a GGUF file of version 2 or 3 (little-endian)")
+            _, count = cursor.numbers(GGUFValueType.UINT64, 2)
+            pairs = ((cursor.string(), cursor.number(GGUFValueType.UINT32)) for _ in range(count))
+            fields = {name: cursor.value(GGUFValueType(kind)) for name, kind in pairs}
+    except (OSError, ValueError, struct.error) as error:
+        raise ModelError(f"{path}: cannot be read as a GGUF file ({error}); download it again") from error
+    return {name: value for name, value in fields.items() if name.startswith(prefix)}

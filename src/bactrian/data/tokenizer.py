@@ -1,0 +1,350 @@
+"""Text ↔ token ids, on the `tokenizers` library alone.
+
+Invariant: text is text. A special token enters a sequence by its id, put there by whoever wrote the chat format; no
+characters in a text ever become one. Otherwise ids are those of the Hugging Face fast tokenizer with the same
+tokenizer.json.
+
+    tokenizer = load(Path("model/"))               a Hugging Face folder, or a .gguf file
+    ids, spans = tokenizer.encode_pieces([1, "Hi </s>", 2])
+    save(tokenizer, Path("out/"), max_length=8192)   transformers.AutoTokenizer reads it back
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Engine
+
+from bactrian.data import gguf_tokenizer
+from bactrian.errors import ModelError
+
+Json = dict[str, Any]
+
+# What `\s` matches in the engine's regexes; Python's `str.strip()` takes four control characters more.
+_SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary, the rules that cut text into it, and the ids that have a role.
+
+    definition: the content of a tokenizer.json, as text.
+    eos_id:     ends an assistant's turn, or a document.
+    bos_id:     begins a sequence, where the tokenizer or the chat format puts it.
+    """
+
+    definition: str = field(repr=False)
+    eos_id: int
+    bos_id: int | None = None
+    pad_id: int | None = None
+    chat_template: str | None = field(default=None, repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        """The tokenizer as its file describes it: special tokens in a text are taken for what they look like."""
+        return _engine(self.definition)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many ids there are, added tokens included."""
+        return max(self.engine.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Special tokens, which text never becomes, by how they are written.
+
+        Added tokens that are not marked special (runs of spaces, `<think>`) are words like any other.
+        """
+        return {token.content: i for i, token in sorted(self._added.items()) if token.special}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers only if they give equal ids and render equal chats."""
+        roles = [self.bos_id, self.eos_id, self.chat_template]
+        return hashlib.sha256((self.definition + json.dumps(roles)).encode()).hexdigest()
+
+    @cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer itself puts in front of a text: BOS, or nothing."""
+        alone = self.engine.encode("a", add_special_tokens=False).ids
+        ids = self.engine.encode("a").ids
+        begins = next((i for i in range(len(ids)) if ids[i : i + len(alone)] == alone), 0)
+        return tuple(ids[:begins])
+
+    @property
+    def bos_text(self) -> str:
+        """How BOS is written; empty where there is none."""
+        return "" if self.bos_id is None else self.written(self.bos_id)
+
+    @property
+    def eos_text(self) -> str:
+        return self.written(self.eos_id)
+
+    def written(self, token_id: int) -> str:
+        """A token as the vocabulary writes it; special tokens as they stand in a chat template."""
+        added = self._added.get(token_id)
+        text = added.content if added else self.engine.id_to_token(token_id)
+        if text is None:
+            raise ModelError(f"token id {token_id} is not in the vocabulary of {self.vocab_size} ids")
+        return text
+
+    def encode_pieces(self, pieces: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of texts (`str`) and special tokens (`int`) laid one after the other, and where each stands.
+
+        Returns ids, int32 [N], and spans, int32 [N, 2]: the first character of each token and the one after its last,
+        in the string in which special tokens are written out. A character of several tokens is in the span of each.
+        Texts must not be neighbours: joined or apart, they are cut differently.
+
+        Example: `[1, "Hi", 2]` of Llama 2 gives ids `[1, 6324, 2]`, spans `[[0, 3], [3, 5], [5, 9]]`.
+        """
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for index, piece in enumerate(pieces):
+            if isinstance(piece, int):
+                end = at + len(self.written(piece))
+                ids.append(piece)
+                spans.append((at, end))
+            else:
+                end = at + len(piece)
+                begin, text = self._trimmed(piece, pieces[index - 1 : index], pieces[index + 1 : index + 2])
+                first, later = _plain_engines(self.definition)
+                encoding = (first if at + begin == 0 else later).encode(text, add_special_tokens=False)
+                ids += encoding.ids
+                spans += [(at + begin + a, at + begin + b) for a, b in encoding.offsets]
+            at = end
+        return np.array(ids, np.int32), np.array(spans, np.int32).reshape(-1, 2)
+
+    def encode_text(self, text: str, add_bos: bool) -> np.ndarray:
+        """Token ids of a plain text, int32 [N], after what the tokenizer itself puts in front if `add_bos`."""
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        return np.array([*self.prefix_ids, *ids] if add_bos else ids, np.int32)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return self.engine.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def token_text(self, token_id: int) -> str:
+        """How one token reads in the middle of a text: with its space; bytes that are no character become `�`."""
+        if token_id in self._added:
+            return self._added[token_id].content
+        anchor = self._anchor
+        return self.decode([anchor, token_id], False)[len(self.decode([anchor], False)) :]
+
+    def add_tokens(self, texts: Sequence[str]) -> "Tokenizer":
+        """A tokenizer that has these special tokens too, with the next free ids."""
+        engine = Engine.from_str(self.definition)
+        engine.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+        return replace(self, definition=_canonical(json.loads(engine.to_str())))
+
+    def with_template(self, chat_template: str | None) -> "Tokenizer":
+        return replace(self, chat_template=chat_template)
+
+    @cached_property
+    def _added(self) -> dict[int, AddedToken]:
+        return dict(self.engine.get_added_tokens_decoder())
+
+    @cached_property
+    def _anchor(self) -> int:
+        return self._plain.encode("a", add_special_tokens=False).ids[-1]
+
+    @property
+    def _plain(self) -> Engine:
+        return _plain_engines(self.definition)[0]
+
+    def _trimmed(self, text: str, before: Sequence[str | int], after: Sequence[str | int]) -> tuple[int, str]:
+        """The text without the spaces that its neighbours swallow, and how many are gone in front."""
+        whole = len(text)
+        if any(token in self._added and self._added[token].rstrip for token in before if isinstance(token, int)):
+            text = text.lstrip(_SPACES)
+        begin = whole - len(text)
+        if any(token in self._added and self._added[token].lstrip for token in after if isinstance(token, int)):
+            text = text.rstrip(_SPACES)
+        return begin, text
+
+
+@lru_cache(maxsize=8)
+def _engine(definition: str) -> Engine:
+    return Engine.from_str(definition)
+
+
+@lru_cache(maxsize=8)
+def _plain_engines(definition: str) -> tuple[Engine, Engine]:
+    """Engines that find no special token in a text: for the first thing in a sequence, and for what comes later."""
+    content = json.loads(definition)
+    _hide_special(content, secret=hashlib.sha256(definition.encode()).hexdigest())
+    engines = [Engine.from_str(_canonical(content))]
+    if _begin_as_later(content.get("pre_tokenizer")):
+        engines.append(Engine.from_str(_canonical(content)))
+    for engine in engines:
+        engine.encode_special_tokens = True
+    return engines[0], engines[-1]
+
+
+def _hide_special(definition: Json, secret: str) -> None:
+    """Renames special tokens, in place, to what no text holds; their ids stay."""
+    special = {token["content"]: token["id"] for token in definition["added_tokens"] if token["special"]}
+    hidden = {text: f"<{secret}:{i}>" for text, i in special.items()}
+    model = definition["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {hidden.get(text, text): i for text, i in vocab.items()}
+    else:  # Unigram: a list of pieces and scores
+        model["vocab"] = [[hidden.get(text, text), score] for text, score in vocab]
+    if model.get("unk_token") in hidden:
+        model["unk_token"] = hidden[model["unk_token"]]
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [pair for pair in pairs if hidden.keys().isdisjoint((*pair, "".join(pair)))]
+    for token in definition["added_tokens"]:
+        token["content"] = hidden.get(token["content"], token["content"])
+    definition["post_processor"] = None
+
+
+def _begin_as_later(step: Json | None) -> bool:
+    """Turns "a space in front of the first text" off, in place; False if it was not on."""
+    if step is None:
+        return False
+    if step["type"] == "Sequence":
+        return any([_begin_as_later(inner) for inner in step["pretokenizers"]])
+    if step["type"] != "Metaspace" or step.get("prepend_scheme") != "first":
+        return False
+    step["prepend_scheme"] = "never"
+    return True
+
+
+def _canonical(definition: Json) -> str:
+    return json.dumps(definition, ensure_ascii=False, separators=(",", ":"))
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder or a .gguf file; `ModelError` says what is missing or wrong."""
+    path = Path(path)
+    if path.suffix == ".gguf":
+        description = gguf_tokenizer.read(path)
+    elif path.is_dir():
+        description = _read_folder(path)
+    else:
+        raise ModelError(f"{path}: no tokenizer here; expected a folder with tokenizer.json, or a .gguf file")
+    definition, bos_id, eos_id, pad_id, template = description
+    definition.update(truncation=None, padding=None)
+    try:
+        definition["added_tokens"] = _with_roles(definition, [bos_id, eos_id])
+        tokenizer = Tokenizer(_canonical(definition), eos_id, bos_id, pad_id, template)
+        moved = [t for t in definition["added_tokens"] if tokenizer.engine.token_to_id(t["content"]) != t["id"]]
+    except Exception as error:  # the engine raises nothing narrower for a definition it cannot read
+        raise ModelError(f"{path}: not a valid tokenizer ({error}); download the model again") from error
+    if moved:
+        token = moved[0]
+        raise ModelError(f"{path}: added token {token['content']!r} cannot have the id {token['id']} it claims")
+    if any(token["special"] and token["single_word"] for token in definition["added_tokens"]):
+        raise ModelError(f"{path}: a special token is marked single_word, which is not supported; clear the mark")
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, folder: Path, max_length: int | None = None) -> None:
+    """Writes the files from which `transformers.AutoTokenizer` makes a tokenizer of the same ids and chats."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config: Json = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": bool(tokenizer.prefix_ids),
+        "bos_token": tokenizer.bos_text or None,
+        "eos_token": tokenizer.eos_text,
+        "pad_token": tokenizer.eos_text if tokenizer.pad_id is None else tokenizer.token_text(tokenizer.pad_id),
+        "clean_up_tokenization_spaces": False,
+        **({} if max_length is None else {"model_max_length": max_length}),
+    }
+    _write(folder / "tokenizer.json", tokenizer.definition)
+    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    template = folder / "chat_template.jinja"
+    template.unlink(missing_ok=True)
+    if tokenizer.chat_template is not None:
+        _write(template, tokenizer.chat_template)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())  # as bytes, so that a line end stays what it is on every system
+
+
+def _read_folder(folder: Path) -> gguf_tokenizer.Description:
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder}: tokenizer.json is missing; save the model with a fast tokenizer")
+    definition = _read_json(folder / "tokenizer.json")
+    config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+    if not isinstance(definition.get("model"), dict) or "vocab" not in definition["model"]:
+        raise ModelError(f"{folder}/tokenizer.json: has no model with a vocabulary; download it again")
+    definition.setdefault("added_tokens", [])
+    bos_id = _role(folder, definition, config.get("bos_token"), "bos")
+    eos_id = _role(folder, definition, config.get("eos_token"), "eos")
+    pad_id = _role(folder, definition, config.get("pad_token"), "pad")
+    if eos_id is None:
+        raise ModelError(f"{folder}: no end-of-text token; name eos_token in tokenizer_config.json")
+    # A tokenizer.json without a post-processor leaves BOS to the configuration.
+    if definition.get("post_processor") is None and config.get("add_bos_token") and bos_id is not None:
+        bos = _texts(definition)[bos_id]
+        definition["post_processor"] = gguf_tokenizer.begin_with(bos, bos_id)
+    return gguf_tokenizer.Description(definition, bos_id, eos_id, pad_id, _read_template(folder, config))
+
+
+def _role(folder: Path, definition: Json, token: str | Json | None, role: str) -> int | None:
+    """The id of the token with this role, by its text in the tokenizer's files, or for EOS its id in the model's."""
+    if token is None:
+        if role != "eos":
+            return None
+        for name in ("generation_config.json", "config.json"):
+            found = _read_json(folder / name).get("eos_token_id")
+            found = found[0] if isinstance(found, list) and found else found
+            if isinstance(found, int):
+                return found
+        return None
+    text = token["content"] if isinstance(token, dict) else token
+    ids = [i for i, known in _texts(definition).items() if known == text]
+    if not ids:
+        raise ModelError(f"{folder}: {role}_token {text!r} is not in the vocabulary of tokenizer.json")
+    return ids[0]
+
+
+def _texts(definition: Json) -> dict[int, str]:
+    vocab = definition["model"]["vocab"]
+    pairs = vocab.items() if isinstance(vocab, dict) else ((piece, i) for i, (piece, _) in enumerate(vocab))
+    return {i: text for text, i in pairs} | {token["id"]: token["content"] for token in definition["added_tokens"]}
+
+
+def _with_roles(definition: Json, roles: list[int | None]) -> list[Json]:
+    """The added tokens, where those that have a role are special even if the file does not say so."""
+    added = {token["id"]: token for token in definition["added_tokens"]}
+    for i in roles:
+        if i is not None:
+            known = added.get(i) or {"id": i, "content": _texts(definition)[i], **gguf_tokenizer.EXACT}
+            added[i] = {**known, "special": True}
+    return [added[i] for i in sorted(added)]
+
+
+def _read_json(path: Path) -> Json:
+    """The object in a file; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object; download it again")
+    return value
+
+
+def _read_template(folder: Path, config: Json) -> str | None:
+    """The chat template: a file of its own comes first; of several named ones, the one named default."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_bytes().decode("utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        return next((named["template"] for named in template if named.get("name") == "default"), None)
+    return template

@@ -1,0 +1,192 @@
+"""Laws: a container's rows come out whole, each with its place; what cannot be read is one line that names it."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bactrian.data import sources
+from bactrian.data.records import Conversation, Message, Preference
+from bactrian.errors import DataError
+from bactrian.recipe import Layout, Source
+
+Record = Conversation | Preference
+
+USER, ANSWER = Message("user", "Hi"), Message("assistant", "Hello.")
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+
+def turns(*messages: Message) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def load(path: Path | str, layout: Layout = "messages", limit: int | None = None) -> list[Record]:
+    return list(sources.load(Source(path=str(path), format=layout, limit=limit)))
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def jsonl(rows: Sequence[Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def refusal(path: Path | str, layout: Layout = "messages") -> str:
+    with pytest.raises(DataError) as caught:
+        load(path, layout)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(path))
+    return message.removeprefix(str(path))
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"])
+@pytest.mark.parametrize("shape", ["lines", "array", "indented"])
+def test_a_json_file_holds_lines_or_an_array(tmp_path: Path, name: str, shape: str):
+    # Texts with every kind of line separator, and brackets that are not JSON's.
+    rows = [{"messages": turns(USER, Message("assistant", text))} for text in ("a\nb", "\u2028\x85], [", "\r\n", "é😀")]
+    text = jsonl(rows) if shape == "lines" else json.dumps(rows, indent=2 if shape == "indented" else None)
+    path = write(tmp_path / name, text)
+    records = load(path)
+    assert [turns(*r.messages) for r in records if isinstance(r, Conversation)] == [row["messages"] for row in rows]
+    if shape != "array":
+        # A place names the line where the row begins.
+        lines = text.split("\n")
+        starts = [i for i, line in enumerate(lines, 1) if line == "  {" or line.startswith('{"messages"')]
+        assert [record.where for record in records] == [f"{path}:{line}" for line in starts]
+
+
+def test_parquet_gives_the_same_records_as_json_lines(tmp_path: Path, shared_data: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = shared_data / "ultrafeedback" / "uf_binarized_train_1000.jsonl"
+    rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in map(json.loads, file.open())]
+    chats = [{**row, "chosen": turns(USER, Message("assistant", row["chosen"]))} for row in rows[:300]]
+    for name, table in (("text", rows[:300]), ("messages", chats)):
+        path = tmp_path / f"{name}.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(table), path)
+        lines = write(tmp_path / f"{name}.jsonl", jsonl(table))
+        expected = [r.branches for r in load(lines, "preference") if isinstance(r, Preference)]
+        records = load(path, "preference")
+        assert [r.branches for r in records if isinstance(r, Preference)] == expected
+        assert records[299].where == f"{path}:300"
+
+
+def test_limit_reads_no_further(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", jsonl([CHAT] * 3) + "broken\n")
+    assert len(load(path, limit=3)) == 3
+    assert refusal(path).startswith(":4: not JSON")
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + jsonl([CHAT]).encode() + b"\n  \r\n" + jsonl([CHAT]).encode())
+    assert [record.where for record in load(path)] == [f"{path}:1", f"{path}:4"]
+
+
+GOOD = jsonl([CHAT])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", "", ": there is no row"),
+        ("a.json", "[]", ": there is no row"),
+        ("a.json.gz", "", ": there is no row"),
+        ("a.jsonl", GOOD + '{"messages": \n', ":2: not JSON: Expecting value at column 13; fix or remove the line"),
+        ("a.jsonl", GOOD + "[" * 100_000, ":2: not JSON: nested too deep"),
+        ("a.jsonl", GOOD + "1" * 5000, ":2: not JSON: Exceeds the limit"),
+        ("a.jsonl", GOOD + "12\n", ":2: the row is a number, not a JSON object"),
+        ("a.jsonl", GOOD + "[]\n", ":2: the row is a list, not a JSON object"),
+        ("a.jsonl", GOOD + "null\n", ":2: the row is null, not a JSON object"),
+        ("a.jsonl", GOOD.encode() + b'{"a": "\xff"}\n', ":2: not UTF-8 text (byte 8)"),
+        ("a.json", f"[\n{GOOD},\n{GOOD}", ":5: not JSON: no comma or ] after a row"),
+        ("a.json", f"[\n{GOOD},\n{GOOD}{GOOD}]", ":5: not JSON: no comma or ] after a row"),
+        ("a.json", f"\n[{GOOD},\n\nnope]", ":5: not JSON: Expecting value at column 1"),
+        ("a.json", f"[{GOOD}]\n[{GOOD}]", ":3: not JSON: something follows the array"),
+        ("a.json", f"[{GOOD}, 5]", ":2: the row is a number"),
+        ("a.csv", "x", ": the name does not say what the file is"),
+        ("a.parquet", "PAR1 is not enough PAR1", ":1: not readable as parquet"),
+    ],
+)
+def test_a_malformed_file_is_one_line(tmp_path: Path, name: str, content: str | bytes, expected: str):
+    assert refusal(write(tmp_path / name, content)).startswith(expected)
+
+
+def test_a_missing_file_or_a_folder_is_one_line(tmp_path: Path):
+    for name in ("a.jsonl", "a.json.gz", "a.parquet"):
+        assert "No such file" in refusal(tmp_path / name)
+    (tmp_path / "b.jsonl").mkdir()
+    assert "Is a directory" in refusal(tmp_path / "b.jsonl")
+
+
+def test_a_damaged_gzip_file_is_one_line(tmp_path: Path):
+    whole = gzip.compress(jsonl([{**CHAT, "id": i} for i in range(5000)]).encode())
+    path = tmp_path / "a.jsonl.gz"
+    expected = ": not gzip, or damaged, or cut short; fetch the file again"
+    for damaged in (whole[:-200], whole[:-8] + bytes(8), whole[:100] + bytes(50) + whole[150:], GOOD.encode()):
+        path.write_bytes(damaged)
+        line, message = refusal(path).removeprefix(":").split(":", 1)
+        assert line.isdigit()
+        assert f":{message}" == expected
+
+
+def test_reading_json_loads_no_heavy_library(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    code = (
+        "import sys; from bactrian.data import sources; from bactrian.recipe import Source; "
+        f"list(sources.load(Source(path={str(path)!r}, format='messages'))); "
+        "print({'jax', 'pyarrow', 'datasets', 'huggingface_hub'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# The Hub
+
+
+def test_a_hub_dataset_is_read_at_its_revision(monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name: str, split: str, revision: str | None) -> Any:
+        asked.append((name, split, revision))
+        return datasets.Dataset.from_list([CHAT, CHAT, CHAT])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    records = list(sources.load(Source(path="hf:org/set@v1", format="messages", split="test", limit=2)))
+    assert [record.where for record in records] == ["hf:org/set@v1:test:1", "hf:org/set@v1:test:2"]
+    assert records[0] == Conversation((USER, ANSWER), "hf:org/set@v1:test:1")
+    load("hf:org/set")
+    assert asked == [("org/set", "test", "v1"), ("org/set", "train", None)]
+
+
+def test_the_hub_s_refusals_say_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    datasets = pytest.importorskip("datasets")
+    missing = datasets.exceptions.DatasetNotFoundError
+    cases = [
+        (missing("Dataset 'org/set' is a gated dataset on the Hub.\nAsk for access."), "hf auth login"),
+        (missing("Dataset 'org/set' doesn't exist on the Hub"), "check ORG/NAME"),
+        (ConnectionError("Couldn't reach 'org/set' on the Hub (OfflineModeIsEnabled)"), "go online"),
+        (ValueError("Unknown split \"train\". Should be one of ['train_prefs']."), "does it have the split 'train'?"),
+        (datasets.exceptions.DatasetGenerationError("An error occurred"), "cannot be loaded"),
+    ]
+    for error, advice in cases:
+
+        def load_dataset(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        message = refusal("hf:org/set")
+        assert advice in message
+        assert str(error)[:20] in message
