@@ -1,0 +1,286 @@
+"""The Llama family as pure functions: parameters, forward over packed rows, extend over a cache.
+
+The family takes in Mistral (sliding window) and Qwen 2 and 3 (biases, query/key norms) by their configs. Parameters
+are a nested dict of arrays; those of all layers are stacked, so that the layers are one `lax.scan`. `specs` says of
+each parameter its shape, the names of its axes and how it starts, and everything else (loading, sharding,
+initialization) reads it there.
+
+Shapes: B rows, T places, D hidden width, H query heads, G key/value heads, K head width, F MLP width, V vocabulary,
+L layers, S cache places.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bactrian.model import attention
+from bactrian.model.attention import Implementation, Places
+
+Parameters = dict[str, Any]
+Remat = Literal["none", "dots", "full"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of the rotary frequencies (rope_type "llama3" of the Hugging Face config)."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_positions: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """The architecture of one model. Sizes are counts; `rms_norm_eps` and `rope_theta` are the model's own."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a forward pass computes; parameters and results do not depend on it beyond rounding."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    attention: Implementation = "blocked"
+
+
+class Spec(NamedTuple):
+    """What one parameter is: its shape, the name of each axis, and its start ("normal", "ones" or "zeros")."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Literal["normal", "ones", "zeros"]
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """The tree of parameters as `Spec`s; "layers" holds every layer stacked.
+
+    Matrices are [input, output], but for the embedding and the unembedding, which are both [vocabulary, hidden].
+    """
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    H, G = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = {
+        "input_norm": Spec((D,), ("embed",), "ones"),
+        "q_proj": Spec((D, H), ("embed", "heads"), "normal"),
+        "k_proj": Spec((D, G), ("embed", "kv_heads"), "normal"),
+        "v_proj": Spec((D, G), ("embed", "kv_heads"), "normal"),
+        "o_proj": Spec((H, D), ("heads", "embed"), "normal"),
+        "post_attention_norm": Spec((D,), ("embed",), "ones"),
+        "gate_proj": Spec((D, F), ("embed", "mlp"), "normal"),
+        "up_proj": Spec((D, F), ("embed", "mlp"), "normal"),
+        "down_proj": Spec((F, D), ("mlp", "embed"), "normal"),
+    }
+    if config.qkv_bias:
+        layer["q_bias"] = Spec((H,), ("heads",), "zeros")
+        layer["k_bias"] = Spec((G,), ("kv_heads",), "zeros")
+        layer["v_bias"] = Spec((G,), ("kv_heads",), "zeros")
+    if config.output_bias:
+        layer["o_bias"] = Spec((D,), ("embed",), "zeros")
+    if config.qk_norm:
+        layer["q_norm"] = Spec((config.head_dim,), ("head_dim",), "ones")
+        layer["k_norm"] = Spec((config.head_dim,), ("head_dim",), "ones")
+    stacked = {
+        name: Spec((config.num_layers, *spec.shape), ("layers", *spec.axes), spec.init) for name, spec in layer.items()
+    }
+    tree: dict[str, Any] = {
+        "embedding": Spec((V, D), ("vocab", "embed"), "normal"),
+        "layers": stacked,
+        "final_norm": Spec((D,), ("embed",), "ones"),
+    }
+    if not config.tied_embeddings:
+        tree["unembedding"] = Spec((V, D), ("vocab", "embed"), "normal")
+    return tree
+
+
+def count_parameters(config: Config) -> int:
+    """How many numbers the model has; a tied embedding counts once."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs(config), is_leaf=_is_spec))
+
+
+def init(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
+    """Fresh parameters: matrices normal with deviation 0.02, norms one, biases zero."""
+    flat, tree = jax.tree.flatten(specs(config), is_leaf=_is_spec)
+    keys = jax.random.split(key, len(flat))
+
+    def start(spec: Spec, key: jax.Array) -> jax.Array:
+        if spec.init == "normal":
+            return 0.02 * jax.random.normal(key, spec.shape, dtype)
+        return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)
+
+    return jax.tree.unflatten(tree, [start(spec, key) for spec, key in zip(flat, keys, strict=True)])
+
+
+def forward(
+    parameters: Parameters,
+    config: Config,
+    tokens_BT: jax.Array,
+    places: Places,
+    compute: Compute = Compute(),
+) -> jax.Array:
+    """Hidden states [B, T, D] of packed rows after the final norm, in the compute dtype.
+
+    `logprobs.selected` makes log-probabilities of them, `logits` whole logits.
+    """
+    rotation = _rotation(config, places.positions)
+
+    def attend(queries, keys, values):
+        return attention.attend(queries, keys, values, places, config.sliding_window, compute.attention)
+
+    def one_layer(hidden_BTD: jax.Array, layer: Parameters):
+        layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
+        return _layer(layer, config, hidden_BTD, rotation, attend), None
+
+    hidden_BTD = parameters["embedding"].astype(compute.dtype)[tokens_BT]
+    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute.remat), hidden_BTD, parameters["layers"])
+    return _rms_norm(hidden_BTD, parameters["final_norm"].astype(compute.dtype), config.rms_norm_eps)
+
+
+def unembedding(parameters: Parameters) -> jax.Array:
+    """The matrix [V, D] whose products with hidden states are the logits; the embedding itself where they are tied."""
+    return parameters["unembedding"] if "unembedding" in parameters else parameters["embedding"]
+
+
+def logits(parameters: Parameters, hidden_BTD: jax.Array) -> jax.Array:
+    """Whole logits [B, T, V] in float32: for sampling and for tests. Training never makes them."""
+    weight_VD = unembedding(parameters).astype(hidden_BTD.dtype)
+    return jnp.einsum("btd,vd->btv", hidden_BTD, weight_VD, preferred_element_type=jnp.float32)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, per layer [B, G, S, K] each; place i holds position i."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def empty_cache(config: Config, rows: int, places: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache for `rows` sequences of up to `places` tokens."""
+    shape = (rows, config.num_kv_heads, places, config.head_dim)
+    return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)))
+
+
+def unstack(parameters: Parameters) -> Parameters:
+    """The same parameters with "layers" a tuple of one dict per layer: decoding reads them faster than a scan does."""
+    layers = parameters["layers"]
+    count = layers["input_norm"].shape[0]
+    return {**parameters, "layers": tuple({name: w[i] for name, w in layers.items()} for i in range(count))}
+
+
+def extend(
+    parameters: Parameters, config: Config, tokens_BT: jax.Array, cache: Cache, lengths_B: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Hidden states [B, T, D] of tokens that follow `lengths_B` cached ones, and the cache with them in it.
+
+    `parameters` are unstacked. Rows may be padded on the right: what padding writes lies after the row's last token,
+    where nothing looks before the next call overwrites it. The cache must have room for lengths + T.
+    """
+    positions_BT = lengths_B[:, None] + jnp.arange(tokens_BT.shape[1])[None, :]
+    rotation = _rotation(config, positions_BT)
+    dtype = cache.keys[0].dtype
+    hidden_BTD = parameters["embedding"].astype(dtype)[tokens_BT]
+    new_keys, new_values = [], []
+    write = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1))
+    for layer, old_keys, old_values in zip(parameters["layers"], cache.keys, cache.values, strict=True):
+
+        def attend(queries, keys, values, old_keys=old_keys, old_values=old_values):
+            new_keys.append(write(old_keys, keys.transpose(0, 2, 1, 3), lengths_B))
+            new_values.append(write(old_values, values.transpose(0, 2, 1, 3), lengths_B))
+            return attention.attend_cached(queries, new_keys[-1], new_values[-1], positions_BT, config.sliding_window)
+
+        layer = jax.tree.map(lambda weight: weight.astype(dtype), layer)
+        hidden_BTD = _layer(layer, config, hidden_BTD, rotation, attend)
+    hidden_BTD = _rms_norm(hidden_BTD, parameters["final_norm"].astype(dtype), config.rms_norm_eps)
+    return hidden_BTD, Cache(tuple(new_keys), tuple(new_values))
+
+
+def _layer(layer: Parameters, config: Config, hidden_BTD: jax.Array, rotation, attend) -> jax.Array:
+    rows, length, _ = hidden_BTD.shape
+    normed = _rms_norm(hidden_BTD, layer["input_norm"], config.rms_norm_eps)
+
+    def heads(name: str, count: int) -> jax.Array:
+        projected = _project(normed, layer[f"{name}_proj"], layer.get(f"{name}_bias"))
+        split = projected.reshape(rows, length, count, config.head_dim)
+        if config.qk_norm and name != "v":
+            split = _rms_norm(split, layer[f"{name}_norm"], config.rms_norm_eps)
+        return split
+
+    queries = _rotate(heads("q", config.num_heads), rotation)
+    keys = _rotate(heads("k", config.num_kv_heads), rotation)
+    mixed = attend(queries, keys, heads("v", config.num_kv_heads)).reshape(rows, length, -1)
+    hidden_BTD = hidden_BTD + _project(mixed, layer["o_proj"], layer.get("o_bias"))
+    normed = _rms_norm(hidden_BTD, layer["post_attention_norm"], config.rms_norm_eps)
+    gated = jax.nn.silu(_project(normed, layer["gate_proj"])) * _project(normed, layer["up_proj"])
+    return hidden_BTD + _project(gated, layer["down_proj"])
+
+
+def _project(x_BTD: jax.Array, weight_DF: jax.Array, bias_F: jax.Array | None = None) -> jax.Array:
+    # As one 2-D product: the backward pass of the 3-D one costs half as much again on XLA's CPU backend.
+    projected = x_BTD.reshape(-1, x_BTD.shape[-1]) @ weight_DF
+    if bias_F is not None:
+        projected = projected + bias_F
+    return projected.reshape(*x_BTD.shape[:-1], -1)
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return normed.astype(x.dtype) * scale
+
+
+def _rotation(config: Config, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B, T, 1, K/2] of each position's rotary angles, in float32."""
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling is not None:
+        frequencies = _stretch(frequencies, config.rope_scaling)
+    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _stretch(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Llama 3.1: low frequencies are divided by the factor, high ones kept, those between interpolated."""
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def _rotate(x_BTHK: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    # Hugging Face's layout: the two halves of a head are the two parts of each rotated pair.
+    cosine, sine = rotation
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return rotated.astype(x_BTHK.dtype)
+
+
+def _rematerialized(one_layer, remat: Remat):
+    if remat == "none":
+        return one_layer
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else policies.nothing_saveable
+    return jax.checkpoint(one_layer, policy=policy)
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, Spec)
