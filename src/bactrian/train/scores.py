@@ -1,0 +1,44 @@
+"""Log-probabilities of a batch: the one function behind every objective, the reference, the gates and the scores."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bactrian.data.records import Batch
+from bactrian.model import llama, logprobs
+from bactrian.model.attention import Places
+from bactrian.train.trainer import Parameters
+
+Score = Callable[[Parameters, Batch], jax.Array]
+
+
+def target_logprobs(parameters: Parameters, config: llama.Config, compute: llama.Compute, batch: Batch) -> jax.Array:
+    """Each target's log-probability times its weight, float32 [B, T]."""
+    places = Places(batch.segments, batch.branches, batch.positions)
+    values_BT = logprobs.of_targets(
+        parameters, config, compute, batch.tokens, places, batch.targets, batch.weights > 0
+    )
+    return values_BT * batch.weights
+
+
+def branch_logprobs(parameters: Parameters, config: llama.Config, compute: llama.Compute, batch: Batch) -> jax.Array:
+    """Log-probability of each branch's learnt tokens, summed, float32 [B, S, K]; K is 1 for conversations."""
+    values_BT = target_logprobs(parameters, config, compute, batch)
+    places = Places(batch.segments, batch.branches, batch.positions)
+    _, segments, branches = batch.references.shape
+    return logprobs.branch_sums(values_BT, places, segments, branches)
+
+
+def compiled(config: llama.Config, compute: llama.Compute) -> Score:
+    """`branch_logprobs` of one model's shape, compiled."""
+    return jax.jit(lambda parameters, batch: branch_logprobs(parameters, config, compute, batch))
+
+
+def of_examples(score: Score, parameters: Parameters, microbatches: Iterable[Batch]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each example of some microbatches with the log-probabilities of its branches, float32 [K]."""
+    for microbatch in microbatches:
+        values_BSK = np.asarray(score(parameters, microbatch))
+        for row, segment in zip(*np.nonzero(microbatch.examples >= 0), strict=True):
+            yield int(microbatch.examples[row, segment]), values_BSK[row, segment]

@@ -1,0 +1,18 @@
+"""Supervised fine-tuning: the negative log-likelihood of the learnt tokens."""
+
+import jax.numpy as jnp
+
+from bactrian.data.records import Batch
+from bactrian.model import llama
+from bactrian.train import scores
+from bactrian.train.trainer import Objective, Parameters, Terms
+
+
+def objective(config: llama.Config, compute: llama.Compute) -> Objective:
+    """The objective whose loss is the mean over learnt tokens, weighted by the batch's weights."""
+
+    def terms(parameters: Parameters, batch: Batch) -> Terms:
+        values_BT = scores.target_logprobs(parameters, config, compute, batch)
+        return Terms(-jnp.sum(values_BT), jnp.sum(batch.weights), {})
+
+    return terms
