@@ -1,0 +1,185 @@
+"""A chat in the terminal, or over lines of a pipe: answers go to standard output as their tokens arrive.
+
+The room knows token ids only through the two functions it is handed, so any chat format serves.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from bactrian.errors import InputError
+from bactrian.inference.engine import Settings
+
+_HELP = (
+    "/reset forgets the conversation, /system TEXT sets the system message (none without TEXT), /exit or Ctrl-D ends"
+)
+_UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not yet a whole character
+_INVISIBLE = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class Turn(NamedTuple):
+    """One message; `Message(*turn)` is the data path's noun for it."""
+
+    role: str
+    content: str
+
+
+class Streams(Protocol):
+    """What the chat asks of an engine."""
+
+    def stream(self, prompt: Sequence[int], settings: Settings) -> Iterator[int]: ...
+
+
+@dataclass
+class _Chat:
+    engine: Streams
+    prompt_ids: Callable[[list[Turn]], Sequence[int]]
+    decode: Callable[[Sequence[int]], str]
+    settings: Settings
+    max_positions: int
+    note: Callable[[str], None]
+    system: str
+    turns: list[Turn] = field(default_factory=list)
+
+
+def chat(
+    engine: Streams,
+    prompt_ids: Callable[[list[Turn]], Sequence[int]],
+    decode: Callable[[Sequence[int]], str],
+    settings: Settings,
+    *,
+    max_positions: int,
+    system: str = "",
+) -> None:
+    """Reads messages from standard input and answers each, until /exit or the end of the input.
+
+    `prompt_ids` renders system, user and assistant turns up to the header of the next answer. In a terminal, Ctrl-C
+    stops the answer and what was said of it counts; errors are shown and the chat goes on. From a pipe every line is a
+    message, standard output holds the answers alone and the rest goes to standard error; an InputError ends it.
+    """
+    from rich.console import Console
+
+    interactive = sys.stdin.isatty()
+    console = Console(stderr=not interactive, highlight=False, soft_wrap=True)
+
+    def note(text: str) -> None:
+        console.print(text, style="dim", markup=False)
+
+    state = _Chat(engine, prompt_ids, decode, settings, max_positions, note, system)
+    if interactive:
+        note(_HELP)
+    for line in _typed(note) if interactive else sys.stdin:
+        try:
+            if not _obey(state, line.strip()):
+                break
+        except InputError as error:
+            if not interactive:
+                raise
+            state.note(str(error))
+
+
+def pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """The text of a growing list of tokens, piece by piece; no piece ends inside a character."""
+    ids: list[int] = []
+    told, text = 0, ""
+    for token in tokens:
+        ids.append(token)
+        text = decode(ids)
+        whole = text.rstrip(_UNFINISHED)
+        if len(whole) > told:
+            yield whole[told:]
+            told = len(whole)
+    if len(text) > told:
+        yield text[told:]
+
+
+def _typed(note: Callable[[str], None]) -> Iterator[str]:
+    """What the user types, line by line, until Ctrl-D."""
+    with contextlib.suppress(ImportError):  # not every platform has it
+        import readline  # noqa: F401  (importing it gives `input` editing and history)
+    while True:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:
+            note("\n/exit or Ctrl-D ends the chat")
+        except EOFError:
+            print()
+            return
+
+
+def _obey(state: _Chat, line: str) -> bool:
+    """Does what a line asks for; False if that is to leave."""
+    command, _, rest = line.partition(" ")
+    match command:
+        case "":
+            pass
+        case "/exit":
+            return False
+        case "/help":
+            state.note(_HELP)
+        case "/reset":
+            state.turns.clear()
+            state.note("the conversation starts afresh")
+        case "/system":
+            state.system = rest.strip()
+            state.note("system message set" if state.system else "no system message")
+        case _ if command.startswith("/") and command[1:].isalpha():
+            raise InputError(f"{command} is not a command: {_HELP}")
+        case _:
+            _answer(state, line)
+    return True
+
+
+def _answer(state: _Chat, message: str) -> None:
+    """Prints the answer to a message and keeps both; if the message cannot be asked, the conversation is as before."""
+    turns, ids = _prompt_that_fits(state, Turn("user", message))
+    tokens, times = [], [time.perf_counter()]
+
+    def timed() -> Iterator[int]:
+        for token in state.engine.stream(ids, state.settings):
+            tokens.append(token)
+            times.append(time.perf_counter())
+            yield token
+
+    try:
+        for piece in pieces(timed(), state.decode):
+            sys.stdout.write(piece.translate(_INVISIBLE))  # an answer must not drive the terminal
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+    print(flush=True)
+    state.turns = [*turns, Turn("assistant", state.decode(tokens))]
+    state.note(_speed(times))
+
+
+def _prompt_that_fits(state: _Chat, turn: Turn) -> tuple[list[Turn], Sequence[int]]:
+    """The conversation with the new turn, without its oldest exchanges if they leave no room, and its ids."""
+    room = state.max_positions - state.settings.max_tokens
+    system = [Turn("system", state.system)] if state.system else []
+    for dropped in range(0, len(state.turns) + 1, 2):
+        turns = [*state.turns[dropped:], turn]
+        ids = state.prompt_ids([*system, *turns])
+        if len(ids) <= room:
+            if dropped:
+                state.note(
+                    f"the conversation no longer fits in {state.max_positions} positions: dropped its oldest "
+                    f"{dropped // 2} of {len(state.turns) // 2} exchanges"
+                )
+            return turns, ids
+    raise InputError(
+        f"the message makes a prompt of {len(ids)} tokens, but {room} is all that {state.max_positions} positions "
+        f"leave beside {state.settings.max_tokens} tokens of answer: shorten it or lower max_tokens"
+    )
+
+
+def _speed(times: list[float]) -> str:
+    """Tokens per second from the first token on: what comes before is the reading of the prompt."""
+    count = len(times) - 1
+    if count < 2:
+        return f"{count} tokens"
+    rate = (count - 1) / max(times[-1] - times[1], 1e-9)
+    return f"{count} tokens, {rate:.1f} tokens/s, the first after {times[1] - times[0]:.1f} s"
