@@ -1,0 +1,72 @@
+"""What a MODEL argument stands for: a model's folder or file, its architecture, its tokenizer and its chat format."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from bactrian.data import tokenizer as tokenizers
+from bactrian.data.chat import Chat
+from bactrian.data.tokenizer import Tokenizer
+from bactrian.inference.engine import Engine
+from bactrian.model import hub, llama, weights
+from bactrian.run import cache_root, replacing
+
+ChatFormat = Literal["tulu", "model"]
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model that is at hand on disk; its weights are read when they are asked for."""
+
+    path: Path
+    config: llama.Config
+    tokenizer: Tokenizer
+
+    def chat(self, format: ChatFormat, learn: Literal["all", "last"] = "all") -> Chat:
+        """The chat format, Tulu's or the model's own template."""
+        return Chat(self.tokenizer, format, learn)
+
+    def parameters(self, dtype: str = "float32") -> llama.Parameters:
+        """The weights, with an embedding for every token of the tokenizer."""
+        parameters = weights.load(self.path, dtype)
+        stored = parameters["embedding"].shape[0]
+        if stored < self.config.vocab_size:
+            _, parameters = weights.resize_embeddings(
+                replace(self.config, vocab_size=stored), parameters, self.config.vocab_size
+            )
+        return parameters
+
+    def engine(self, dtype: str = "float32") -> Engine:
+        """The model ready to generate."""
+        return Engine(self.config, self.parameters(dtype), dtype=dtype)
+
+
+def find(model: str) -> Assistant:
+    """Bring a MODEL to this machine and read what it is. Raises `ModelError`, also where its weights are not whole."""
+    enable_compile_cache()
+    path = hub.locate(model)
+    weights.check(path)
+    config = weights.read_config(path)
+    tokenizer = tokenizers.load(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        config = replace(config, vocab_size=tokenizer.vocab_size)
+    return Assistant(path, config, tokenizer)
+
+
+def save(folder: Path, assistant: Assistant, parameters: llama.Parameters, chat: Chat, dtype: str) -> None:
+    """Write a Hugging Face folder, whole or not at all, whose chat template is the format that was trained."""
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        tokenizer = assistant.tokenizer
+        weights.save(
+            temporary, assistant.config, parameters, dtype=dtype, eos_ids=chat.stop_ids, bos_id=tokenizer.bos_id
+        )
+        tokenizers.save(tokenizer.with_template(chat.jinja()), temporary, assistant.config.max_positions)
+
+
+def enable_compile_cache() -> None:
+    """Keep compiled programs on disk, so that only the first run of a kind compiles."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

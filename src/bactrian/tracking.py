@@ -1,0 +1,76 @@
+"""Where metrics go besides metrics.jsonl: TensorBoard, and Weights & Biases where the extra is installed."""
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from bactrian.errors import RecipeError
+from bactrian.recipe import Recipe
+from bactrian.run import writing
+
+_FLUSH_EVERY = 10  # seconds: a flush waits for the disk
+
+
+class Tracker(Protocol):
+    """Takes the numbers of one step of one stage."""
+
+    def log(self, stage: str, kind: str, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the run's `tensorboard/`."""
+
+    def __init__(self, folder: Path):
+        # The writer beneath SummaryWriter: that one writes in a thread, where a full disk cannot be told to anyone.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._folder = folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+
+    def log(self, stage: str, kind: str, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        named = [Summary.Value(tag=f"{stage}/{kind}/{name}", simple_value=value) for name, value in values.items()]
+        with writing(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=named)))
+            if time.monotonic() - self._flushed > _FLUSH_EVERY:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with writing(self._folder):
+            self._writer.close()
+
+
+class WandB:
+    """A Weights & Biases run; its credentials are wandb's own business."""
+
+    def __init__(self, project: str, recipe: Recipe):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise RecipeError("tracking.wandb: wandb is not installed; pip install 'bactrian[wandb]'") from error
+        self._run: Any = wandb.init(project=project, name=recipe.name, config=recipe.model_dump(mode="json"))
+
+    def log(self, stage: str, kind: str, step: int, values: dict[str, float]) -> None:
+        named = {f"{stage}/{kind}/{name}": value for name, value in values.items()}
+        self._run.log({f"{stage}/step": step, **named})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
+    """The trackers that a recipe asks for."""
+    trackers: list[Tracker] = []
+    if recipe.tracking.tensorboard:
+        trackers.append(TensorBoard(folder / "tensorboard"))
+    if recipe.tracking.wandb:
+        trackers.append(WandB(recipe.tracking.wandb, recipe))
+    return trackers
