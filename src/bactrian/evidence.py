@@ -62,9 +62,7 @@ def holds(rule: Rule, prompt: Prompt, answer: str) -> bool:
     return sum(map(occurs, wanted)) >= rule.at_least and not any(map(occurs, rule.none_of))
 
 
-def answer(
-    engine: Engine, chat: Chat, prompts: list[Prompt], max_tokens: int, seed: int
-) -> list[str]:
+def answer(engine: Engine, chat: Chat, prompts: list[Prompt], max_tokens: int, seed: int) -> list[str]:
     """Greedy answers to the prompts, each a conversation of its own."""
     settings = Settings(max_tokens=max_tokens, stop_ids=chat.stop_ids, seed=seed)
     ids = [chat.prompt((Message("user", prompt.text),)) for prompt in prompts]
@@ -77,7 +75,9 @@ def answer(
     return answers
 
 
-def record_answers(run: Run, label: str, evaluation: Evaluation, prompts: list[Prompt], answers: list[str]) -> dict[str, float]:
+def record_answers(
+    run: Run, label: str, evaluation: Evaluation, prompts: list[Prompt], answers: list[str]
+) -> dict[str, float]:
     """Keep the answers in `samples.jsonl`; returns the share of them that each rule counts."""
     rows = run.samples() or [{**prompt.row, "answers": {}, "rules": {}} for prompt in prompts]
     for row, prompt, text in zip(rows, prompts, answers, strict=True):
@@ -119,5 +119,3 @@ def is_recorded(run: Run, label: str) -> bool:
     evaluation = run.evidence("evaluation")
     # A recipe that asks for no scores has its empty counts on disk.
     return bool(evaluation) and all(label in by_label for name, by_label in evaluation.items() if name != "counts")
-
-

@@ -66,10 +66,10 @@ class Pipeline:
 
     @classmethod
     def open(cls, recipe: Recipe, folder: Path) -> "Pipeline":
-        """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any of them."""
+        """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
         base = assistants.find(recipe.model.source)
         prompts = evidence.read_prompts(recipe.evaluation)
-        prepared = {
+        prepared: dict[StageName, Prepared] = {
             name: prepare(name, stage, base.chat(recipe.model.chat, stage.learn), recipe.seed, cache_root())
             for name, stage in recipe.stages().items()
         }
@@ -123,7 +123,9 @@ class Pipeline:
                 cache = cache_root()
                 references = logprobs(*given, prepared.training, rows, start.fingerprint, cache, "reference")
                 if prepared.heldout is not None:
-                    held_references = logprobs(*given, prepared.heldout, rows, start.fingerprint, cache, "reference, held out")
+                    held_references = logprobs(
+                        *given, prepared.heldout, rows, start.fingerprint, cache, "reference, held out"
+                    )
             heldout = None if prepared.heldout is None else Heldout(prepared, self.computation, held_references)
             training = Training(self.run, prepared, self.computation, references, heldout, self.trackers)
             parameters = training.execute(start.parameters)
@@ -174,4 +176,7 @@ class Pipeline:
 
     def _is_done(self) -> bool:
         labels = ["base", *self.prepared]
-        return all(evidence.is_recorded(self.run, label) for label in labels) and self._final(list(self.prepared)[-1]).exists()
+        return (
+            all(evidence.is_recorded(self.run, label) for label in labels)
+            and self._final(list(self.prepared)[-1]).exists()
+        )

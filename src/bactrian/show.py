@@ -1,5 +1,7 @@
 """`bactrian data show`: packed rows as the model will see them, learnt tokens in colour."""
 
+import itertools
+
 import numpy as np
 from rich.console import Console
 from rich.text import Text
@@ -31,7 +33,9 @@ def _chosen(prepared: Prepared, update: int, example: int | None) -> tuple[Batch
         if not 1 <= update <= prepared.steps:
             raise InputError(f"update {update}: {prepared.name} has updates 1 to {prepared.steps}")
         counts = prepared.training.count(update - 1)
-        title = f"{prepared.name}, update {update} of {prepared.steps}: " + ", ".join(f"{v} {k}" for k, v in counts.items())
+        title = f"{prepared.name}, update {update} of {prepared.steps}: " + ", ".join(
+            f"{v} {k}" for k, v in counts.items()
+        )
         return packing.batch(plan, corpus, update - 1), title.replace("_", " ")
     if not 0 <= example < len(corpus):
         raise InputError(f"example {example}: {prepared.name} has examples 0 to {len(corpus) - 1}")
@@ -67,5 +71,5 @@ def _runs(tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> list[tupl
     edges = [0, *(i for i in range(1, len(ids)) if learnt[i] != learnt[i - 1]), len(ids)]
     return [
         (tokenizer.decode(ids[start:stop], skip_special=False), _LEARNT if learnt[start] else _SEEN)
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
     ]

@@ -2,10 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +37,13 @@ class Computation:
 
 
 def logprobs(
-    computation: Computation, parameters: Parameters, examples: Examples, rows: int, weights: str, cache: Path, title: str
+    computation: Computation,
+    parameters: Parameters,
+    examples: Examples,
+    rows: int,
+    weights: str,
+    cache: Path,
+    title: str,
 ) -> np.ndarray:
     """Log-probability of every branch of some examples, float32 [examples, K]; kept on disk under all it depends on.
 
@@ -81,6 +85,7 @@ class Heldout:
         counts = {"tokens": int(examples.places.sum()), "learned_tokens": int(examples.learned.sum())}
         if not isinstance(settings, DPO):
             return {"loss": float(-values.sum() / examples.learned.sum()), **counts}
+        assert self.references is not None
         losses, margins = preference.dpo(values, self.references, settings.beta)
         accuracy = float(np.mean(np.asarray(margins) > 0))
         return {"loss": float(losses.mean()), "accuracy": accuracy, "margin": float(margins.mean()), **counts}
@@ -204,5 +209,3 @@ class Training:
 
 def _due(number: int, period: int, last: int) -> bool:
     return number == last or bool(period and number % period == 0)
-
-

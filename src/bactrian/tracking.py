@@ -33,8 +33,8 @@ class TensorBoard:
         self._flushed = time.monotonic()
 
     def log(self, stage: str, kind: str, step: int, values: dict[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         named = [Summary.Value(tag=f"{stage}/{kind}/{name}", simple_value=value) for name, value in values.items()]
         with writing(self._folder):

@@ -16,6 +16,7 @@ from bactrian.data.sources import messages, reader
 from bactrian.errors import DataError, InputError
 from bactrian.inference.engine import Settings
 from bactrian.model import llama
+from bactrian.model.llama import Dtype
 from bactrian.recipe import Source
 from bactrian.train import preference, reference, scores
 
@@ -49,9 +50,9 @@ def prompter(chat: Chat) -> Callable[[Sequence[tuple[str, str]]], np.ndarray]:
 
 
 def generate(
-    model: str, prompts: Sequence[Prompt], settings: Settings, format: ChatFormat | None, dtype: str
+    model: str, prompts: Sequence[Prompt], settings: Settings, format: ChatFormat | None, dtype: Dtype
 ) -> Iterator[dict[str, Any]]:
-    """An answer for each prompt: `prompt`, `text`, `tokens`, `finish`. Without a format the text is continued as it is."""
+    """An answer for each prompt: `prompt`, `text`, `tokens`, `finish`. Without a format the text is continued."""
     found = assistants.find(model)
     if format is None:
         ids = [found.tokenizer.encode_text(str(prompt), add_bos=True) for prompt in prompts]
@@ -61,7 +62,8 @@ def generate(
         turns = [(Message("user", prompt),) if isinstance(prompt, str) else prompt for prompt in prompts]
         ids = [chat.prompt(turn) for turn in turns]
         settings = replace(settings, stop_ids=chat.stop_ids)
-    for prompt, generated in zip(prompts, found.engine(dtype).generate(ids, settings), strict=True):
+    answers = found.engine(dtype).generate(ids, settings)
+    for prompt, generated in zip(prompts, answers, strict=True):
         shown = prompt if isinstance(prompt, str) else [vars(message) for message in prompt]
         text = found.tokenizer.decode(generated.tokens)
         yield {"prompt": shown, "text": text, "tokens": len(generated.tokens), "finish": generated.finish}
@@ -75,7 +77,7 @@ class Scoring:
     learn: Literal["all", "last"] | None = None
     reference: str | None = None
     beta: float = 0.1
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
 
 def score(model: str, file: Path, scoring: Scoring) -> Iterator[dict[str, Any]]:
@@ -86,7 +88,9 @@ def score(model: str, file: Path, scoring: Scoring) -> Iterator[dict[str, Any]]:
     judge = None if scoring.reference is None else assistants.find(scoring.reference)
     # Not the fingerprint: the ids are made once, so the judge's chat template may be another.
     if judge is not None and judge.tokenizer.definition != found.tokenizer.definition:
-        raise InputError(f"{scoring.reference}: its tokenizer differs from that of {model}; a margin needs one tokenizer")
+        raise InputError(
+            f"{scoring.reference}: its tokenizer differs from that of {model}; a margin needs one tokenizer"
+        )
     positions = min(each.config.max_positions for each in (found, judge) if each is not None)
     examples = _render(found, records, scoring, positions)
     values = _logprobs(found, examples, scoring.dtype)
@@ -95,7 +99,7 @@ def score(model: str, file: Path, scoring: Scoring) -> Iterator[dict[str, Any]]:
         yield _scored(record, example, values[index], None if over is None else over[index], scoring.beta)
 
 
-def export(model: str, folder: Path, format: ChatFormat, dtype: str) -> None:
+def export(model: str, folder: Path, format: ChatFormat, dtype: Dtype) -> None:
     """Write a MODEL as a Hugging Face folder, which must not be there yet."""
     if folder.exists():
         raise InputError(f"{folder}: already exists; choose another folder")
@@ -121,12 +125,14 @@ def _render(
         paths = [example.branch(index)[0] for index in range(len(example.starts))] or [example.tokens]
         longest = max(map(len, paths))
         if longest > positions:
-            raise DataError(f"{record.where}: {longest} tokens, and the model has {positions} positions; shorten the row")
+            raise DataError(
+                f"{record.where}: {longest} tokens, and the model has {positions} positions; shorten the row"
+            )
         examples.append(example)
     return examples
 
 
-def _logprobs(found: Assistant, examples: list[Example], dtype: Literal["float32", "bfloat16"]) -> list[np.ndarray]:
+def _logprobs(found: Assistant, examples: list[Example], dtype: Dtype) -> list[np.ndarray]:
     """Log-probability of each branch of each example, [K] each."""
     lengths = np.array([packing.places(len(example.tokens), example.starts) for example in examples])
     groups = np.split(np.arange(len(examples)), range(_SCORED_AT_ONCE, len(examples), _SCORED_AT_ONCE))

@@ -1,7 +1,7 @@
 """Small random models on both sides, and real and random examples in the few token ids that they use."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,14 @@ CONFIG = llama.Config(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """The models are so small that to compile them well takes longer than to run them badly compiled."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Twin(NamedTuple):
     """One model twice: of `transformers`, and of this project."""
 
@@ -46,9 +54,14 @@ def config() -> llama.Config:
 @pytest.fixture(scope="session")
 def parameters() -> llama.Parameters:
     """Parameters of `config`, larger than usual, so that what a token sees shows in its log-probability."""
-    return jax.tree.map(
-        lambda weight: 10 * weight if weight.ndim > 1 else weight, llama.init(CONFIG, jax.random.key(0))
-    )
+    random = np.random.default_rng(2)
+
+    def start(spec: llama.Spec) -> np.ndarray:
+        deviation, mean = (0.2, 0.0) if spec.init == "normal" else (0.1, 1.0)
+        return random.normal(mean, deviation, spec.shape).astype(np.float32)
+
+    tree = jax.tree.map(start, llama.specs(CONFIG), is_leaf=lambda node: isinstance(node, llama.Spec))
+    return jax.tree.map(jax.numpy.asarray, tree)
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +154,7 @@ def real(words: tokenizer.Tokenizer) -> Callable[..., list[Example]]:
     """The first examples of a source in Tulu's format, none longer than `max_length` on one path."""
 
     def load(source: Source, count: int, max_length: int, learn: Any) -> list[Example]:
-        limits = corpus.Limits(max_length, 2 * max_length)
+        limits = corpus.Limits(max_length, max_length * 3 // 2)
         made = corpus.examples(sources.load(source), Chat(words, "tulu", learn), limits)
         return list(islice((example for example in made if not isinstance(example, str)), count))
 

@@ -19,7 +19,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
-import trl
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from bactrian.data import packing
 from bactrian.data.packing import Plan
@@ -42,7 +43,7 @@ class Measured(NamedTuple):
     gradients: llama.Parameters
 
 
-class TRL(trl.DPOTrainer):
+class TRL(DPOTrainer):
     """TRL's trainer on pairs that are token ids already."""
 
     def _prepare_dataset(self, dataset, *arguments, **settings):
@@ -52,8 +53,14 @@ class TRL(trl.DPOTrainer):
 def trl_trainer(policy, reference_model, pairs: Sequence[Example], folder: Path, **settings) -> TRL:
     engine = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=engine, pad_token="<pad>", eos_token="</s>")
-    quiet = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no"}
-    arguments = trl.DPOConfig(str(folder), beta=BETA, max_length=None, disable_tqdm=True, **quiet, **settings)
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+    }
+    arguments = DPOConfig(str(folder), beta=BETA, max_length=None, disable_tqdm=True, **quiet, **settings)
     rows = [
         {
             "prompt_ids": pair.tokens[: pair.starts[0]].tolist(),
@@ -106,7 +113,7 @@ def ours(policy, reference_model, pairs: Sequence[Example], plan: Plan, rows: in
     for example, values in scores.of_examples(score, policy.parameters, reference.microbatches(plan, pairs, 0, rows)):
         logprobs[example] = values
     # The step's own gradients, as the optimizer is given them.
-    keep = optax.GradientTransformation(lambda tree: tree, lambda given, kept, tree=None: (given, given))
+    keep = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
     step = jax.jit(trainer.make_step(preference.objective(policy.config, compute, BETA), keep, rows))
     state, metrics = step(trainer.start(policy.parameters, keep), packing.batch(plan, pairs, 0, references))
     return Measured(float(metrics["loss"]), float(metrics["margin"]), logprobs, references, state.optimizer)
@@ -145,27 +152,32 @@ def assert_equal(found: Measured, expected: Measured) -> None:
         assert difference <= TOLERANCE * jnp.linalg.norm(gradient), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "layout", "tied"),
-    [("hh-rlhf/test.jsonl.gz", "hh", False), ("ultrafeedback/uf_binarized_train_1000.jsonl", "preference", True)],
-)
-def test_real_pairs_give_what_trl_gives_in_every_layout(
-    shared_data: Path, tmp_path: Path, real, reduced, twin, theirs, name: str, layout: Any, tied: bool
-):
-    source = Source(path=str(shared_data / name), format=layout)
-    pairs, vocabulary = reduced(real(source, 32, 192, "last"))
+def test_real_pairs_give_what_trl_gives(shared_data: Path, tmp_path: Path, real, reduced, twin, theirs):
+    source = Source(path=str(shared_data / "hh-rlhf" / "test.jsonl.gz"), format="hh")
+    pairs, vocabulary = reduced(real(source, 32, 128, "last"))
     assert len(pairs) == 32
-    policy = twin(vocabulary, 0, tied=tied)
-    reference_model = twin(vocabulary, 1, near=policy, tied=tied)
+    policy = twin(vocabulary, 0)
+    reference_model = twin(vocabulary, 1, near=policy)
     expected = theirs(policy, reference_model, pairs)
-
-    alone, together = separate(pairs), packed(pairs, 384, 4)
-    assert together.rows < 32 and together.segments > 1
-    assert_equal(ours(policy, reference_model, pairs, alone, 8, tmp_path / "alone"), expected)
-    assert_equal(ours(policy, reference_model, pairs, together, together.rows, tmp_path / "together"), expected)
-    assert_equal(ours(policy, reference_model, pairs, together, together.rows // 4, tmp_path / "in four"), expected)
+    plan = packed(pairs, 256, 4)
+    assert plan.rows < 32 and plan.segments > 1
+    assert_equal(ours(policy, reference_model, pairs, plan, plan.rows // 4, tmp_path / "in four"), expected)
     whole = [unshared(pair) for pair in pairs]
     assert_equal(ours(policy, reference_model, whole, separate(whole), 32, tmp_path / "whole"), expected)
+
+
+def test_real_pairs_give_what_trl_gives_with_tied_embeddings(
+    shared_data: Path, tmp_path: Path, real, reduced, twin, theirs
+):
+    source = Source(path=str(shared_data / "ultrafeedback" / "uf_binarized_train_1000.jsonl"), format="preference")
+    pairs, vocabulary = reduced(real(source, 32, 160, "last"))
+    assert len(pairs) == 32
+    policy = twin(vocabulary, 0, tied=True)
+    reference_model = twin(vocabulary, 1, near=policy, tied=True)
+    expected = theirs(policy, reference_model, pairs)
+    plan, alone = packed(pairs, 256, 1), separate(pairs)
+    assert_equal(ours(policy, reference_model, pairs, plan, plan.rows, tmp_path / "together"), expected)
+    assert_equal(ours(policy, reference_model, pairs, alone, 8, tmp_path / "alone"), expected)
 
 
 def random_pair(random: np.random.Generator, shared: int, chosen: int, rejected: int, alike: int = 0) -> Example:
@@ -199,17 +211,19 @@ def odd_pairs() -> list[Example]:
     return pairs
 
 
-@pytest.mark.parametrize("layout", ["alone", "together", "in four", "unshared"])
-def test_odd_pairs_give_what_trl_gives(tmp_path: Path, twin, theirs, layout: str):
+def test_odd_pairs_give_what_trl_gives_in_every_layout(tmp_path: Path, twin, theirs):
     pairs = odd_pairs()
     policy = twin(60, 2)
     reference_model = twin(60, 3, near=policy)
     expected = theirs(policy, reference_model, pairs)
-    if layout == "unshared":
-        pairs = [unshared(pair) for pair in pairs]
-    plan = separate(pairs) if layout == "alone" else packed(pairs, 192, 4)
-    rows = plan.rows // 4 if layout == "in four" else plan.rows
-    assert_equal(ours(policy, reference_model, pairs, plan, rows, tmp_path / layout), expected)
+    whole = [unshared(pair) for pair in pairs]
+    plan = packed(pairs, 128, 4)
+    for name, given, layout, rows in [
+        ("alone", pairs, separate(pairs), len(pairs)),
+        ("in four", pairs, plan, plan.rows // 4),
+        ("unshared", whole, packed(whole, 128, 1), 1),
+    ]:
+        assert_equal(ours(policy, reference_model, given, layout, rows, tmp_path / name), expected)
 
 
 def test_empty_answers_and_prompts_that_differ_give_what_trl_gives(
@@ -253,7 +267,13 @@ def test_training_gives_what_training_with_trl_gives(tmp_path: Path, twin):
     updates = [update for update, _ in trainer.train(step, state, lambda _: batch, steps, lambda _: False)]
 
     theirs = trl_trainer(
-        policy, reference_model, pairs, tmp_path, max_steps=steps, logging_steps=1, per_device_train_batch_size=8,
+        policy,
+        reference_model,
+        pairs,
+        tmp_path,
+        max_steps=steps,
+        logging_steps=1,
+        per_device_train_batch_size=8,
         **schedule,
     )
     theirs.train()

@@ -1,8 +1,8 @@
 """A stage's examples, tokenized once and memory-mapped ever after, under a key made of all they depend on.
 
-    tokens.npy   int32, all examples end to end        offsets.npy  int64 [examples + 1], where each begins
-    learn.npy    bool, beside the tokens               starts.npy   int32 [examples, K], where its branches begin
-    ledger.json  what became of every row and token
+tokens.npy   int32, all examples end to end        offsets.npy  int64 [examples + 1], where each begins
+learn.npy    bool, beside the tokens               starts.npy   int32 [examples, K], where its branches begin
+ledger.json  what became of every row and token
 """
 
 import hashlib
@@ -50,7 +50,9 @@ class Corpus:
 
     def __getitem__(self, index: int) -> Example:
         here = slice(self._offsets[index], self._offsets[index + 1])
-        return Example(np.asarray(self._tokens[here]), np.asarray(self._learn[here]), tuple(self._starts[index].tolist()))
+        return Example(
+            np.asarray(self._tokens[here]), np.asarray(self._learn[here]), tuple(self._starts[index].tolist())
+        )
 
     @property
     def branches(self) -> int:

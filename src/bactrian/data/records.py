@@ -73,8 +73,8 @@ class Example:
 class Batch(NamedTuple):
     """Packed rows. B rows of T places; S segments (examples) in a row at most; K branches in a segment at most.
 
-    A place reads `tokens` and predicts `targets`. Segment 0 is padding, segment i is the row's i-th example; branch 0 is
-    shared by all branches of its segment, which are 1 … K.
+    A place reads `tokens` and predicts `targets`. Segment 0 is padding, segment i is the row's i-th example;
+    branch 0 is shared by all branches of its segment, which are 1 … K.
     """
 
     tokens: Any  # int32 [B, T]

@@ -34,6 +34,9 @@ _LARGE = 1024  # caches above this size are multiples of it; below they are powe
 Finish = Literal["stop", "length"]
 
 
+Ids = Sequence[int] | np.ndarray
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to generate. Temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave all tokens to draw from."""
@@ -100,7 +103,7 @@ class Engine:
         config: llama.Config,
         parameters: llama.Parameters,
         *,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: llama.Dtype = "float32",
         max_rows: int = 32,
     ):
         if max_rows < 1:
@@ -110,7 +113,7 @@ class Engine:
         self.max_rows = max_rows
         self._parameters = jax.tree.map(lambda weight: jnp.asarray(weight, dtype), llama.unstack(parameters))
 
-    def generate(self, prompts: Sequence[Sequence[int]], settings: Settings) -> list[Generated]:
+    def generate(self, prompts: Sequence[Ids], settings: Settings) -> list[Generated]:
         """An answer to each prompt, in the prompts' order; any number of prompts of any lengths.
 
         Row i draws with `fold_in(PRNGKey(seed), i)`. Raises InputError for a prompt that is empty, that holds ids
@@ -126,12 +129,12 @@ class Engine:
                 finishes[index] = finish or finishes[index]
         return [Generated(np.concatenate(p), finish) for p, finish in zip(pieces, finishes, strict=True)]
 
-    def stream(self, prompt: Sequence[int], settings: Settings) -> Iterator[int]:
+    def stream(self, prompt: Ids, settings: Settings) -> Iterator[int]:
         """The tokens of `generate([prompt], settings)`, each as soon as it is known, without the stop token."""
         request = self._request(0, prompt, settings)  # here, so that a bad prompt fails at the call
         return (int(token) for _, tokens, _ in self._run([request], settings, 1) for token in tokens)
 
-    def _request(self, index: int, prompt: Sequence[int], settings: Settings) -> _Request:
+    def _request(self, index: int, prompt: Ids, settings: Settings) -> _Request:
         tokens = np.asarray(prompt, np.int32)
         length, limit = len(tokens), self.config.max_positions
         if length == 0:

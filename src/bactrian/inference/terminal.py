@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from bactrian.errors import InputError
-from bactrian.inference.engine import Settings
+from bactrian.inference.engine import Ids, Settings
 
 _HELP = (
     "/reset forgets the conversation, /system TEXT sets the system message (none without TEXT), /exit or Ctrl-D ends"
@@ -30,13 +30,13 @@ class Turn(NamedTuple):
 class Streams(Protocol):
     """What the chat asks of an engine."""
 
-    def stream(self, prompt: Sequence[int], settings: Settings) -> Iterator[int]: ...
+    def stream(self, prompt: Ids, settings: Settings) -> Iterator[int]: ...
 
 
 @dataclass
 class _Chat:
     engine: Streams
-    prompt_ids: Callable[[list[Turn]], Sequence[int]]
+    prompt_ids: Callable[[list[Turn]], Ids]
     decode: Callable[[Sequence[int]], str]
     settings: Settings
     max_positions: int
@@ -47,7 +47,7 @@ class _Chat:
 
 def chat(
     engine: Streams,
-    prompt_ids: Callable[[list[Turn]], Sequence[int]],
+    prompt_ids: Callable[[list[Turn]], Ids],
     decode: Callable[[Sequence[int]], str],
     settings: Settings,
     *,
@@ -156,7 +156,7 @@ def _answer(state: _Chat, message: str) -> None:
     state.note(_speed(times))
 
 
-def _prompt_that_fits(state: _Chat, turn: Turn) -> tuple[list[Turn], Sequence[int]]:
+def _prompt_that_fits(state: _Chat, turn: Turn) -> tuple[list[Turn], Ids]:
     """The conversation with the new turn, without its oldest exchanges if they leave no room, and its ids."""
     room = state.max_positions - state.settings.max_tokens
     system = [Turn("system", state.system)] if state.system else []

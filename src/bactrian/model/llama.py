@@ -20,6 +20,7 @@ from bactrian.model import attention
 from bactrian.model.attention import Implementation, Places
 
 Parameters = dict[str, Any]
+Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
 
 
@@ -60,7 +61,7 @@ class Config:
 class Compute:
     """How a forward pass computes; parameters and results do not depend on it beyond rounding."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     remat: Remat = "none"
     attention: Implementation = "blocked"
 

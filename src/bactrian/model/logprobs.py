@@ -59,8 +59,8 @@ def selected(
     hidden = jnp.pad(jnp.take_along_axis(hidden_BTD, order_BT[:, :, None], axis=1), ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(jnp.take_along_axis(targets_BT, order_BT, axis=1), ((0, 0), (0, padding)))
     learnt_B = jnp.sum(learnt_BT, axis=1)
-    logprobs = _leading(chunk, hidden, weight_VD, targets, learnt_B)[:, :length]
-    return jnp.take_along_axis(logprobs, jnp.argsort(order_BT, axis=1), axis=1)
+    logprobs = jnp.asarray(_leading(chunk, hidden, weight_VD, targets, learnt_B))
+    return jnp.take_along_axis(logprobs[:, :length], jnp.argsort(order_BT, axis=1), axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

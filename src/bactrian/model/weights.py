@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ import numpy as np
 
 from bactrian.errors import ModelError
 from bactrian.model import gguf_weights, hf_config, llama, safetensors_file
+from bactrian.model.llama import Dtype
 from bactrian.run import cache_root, replacing
 
-Dtype = Literal["float32", "bfloat16"]
 Place = Callable[[tuple[str, ...], np.ndarray], jax.Array]
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

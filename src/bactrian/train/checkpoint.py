@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -50,7 +50,7 @@ class Checkpoints:
     def restore(self, number: int, like: State) -> State:
         """The state of a checkpoint; `like` gives shapes, dtypes and shardings."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(number, args=ocp.args.StandardRestore(abstract))
+        return cast(State, self._manager.restore(number, args=ocp.args.StandardRestore(abstract)))
 
     def close(self) -> None:
         """Wait until everything is on disk."""
@@ -66,4 +66,6 @@ class Checkpoints:
             if "No space left on device" not in str(error):
                 raise
             where = self._manager.directory
-            raise RunError(f"{where}: cannot write a checkpoint: the disk is full; free some space, run again") from error
+            raise RunError(
+                f"{where}: cannot write a checkpoint: the disk is full; free some space, run again"
+            ) from error

@@ -49,8 +49,8 @@ def check_reference(
     for example, values in scores.of_examples(score, parameters, [microbatch]):
         if not np.array_equal(values, references[example]):
             raise GateFailed(
-                f"example {example}: the policy's log-probabilities are {values}, the reference's {references[example]}; "
-                f"they must be equal before the first step"
+                f"example {example}: the policy's log-probabilities are {values}, the reference's "
+                f"{references[example]}; they must be equal before the first step"
             )
         loss, _ = preference.dpo(values, references[example], 1.0)
         check_first_loss(float(loss), "float32")

@@ -2,19 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bactrian.data.records import Batch
 from bactrian.model import llama
 from bactrian.train import scores
 from bactrian.train.trainer import Objective, Parameters, Terms
 
+Logprobs = jax.Array | np.ndarray  # of branches, [..., K]
 
-def dpo(policy_BSK: jax.Array, reference_BSK: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
+
+def dpo(policy_BSK: Logprobs, reference_BSK: Logprobs, beta: float) -> tuple[jax.Array, jax.Array]:
     """Loss and reward margin of each pair, [B, S] (Rafailov et al. 2023, equation 7); branch 0 is the chosen one.
 
-    margin = beta · ((log pi(chosen) - log ref(chosen)) - (log pi(rejected) - log ref(rejected))); loss = -log sigmoid(margin).
+    reward = beta · (log pi - log ref); margin = the chosen's reward - the rejected's; loss = -log sigmoid(margin).
     """
-    rewards_BSK = beta * (policy_BSK - reference_BSK)
+    rewards_BSK = beta * (jnp.asarray(policy_BSK) - reference_BSK)
     margins_BS = rewards_BSK[..., 0] - rewards_BSK[..., 1]
     return -jax.nn.log_sigmoid(margins_BS), margins_BS
 

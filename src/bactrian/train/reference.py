@@ -16,6 +16,7 @@ import numpy as np
 from bactrian.data import packing
 from bactrian.data.packing import Examples, Plan
 from bactrian.data.records import Batch
+from bactrian.run import replacing
 from bactrian.train import scores
 from bactrian.train.scores import Score
 from bactrian.train.trainer import Parameters, split
@@ -75,6 +76,7 @@ def _reopen(partial: Path, shape: tuple[int, int]) -> np.memmap:
         values = np.load(partial, mmap_mode="r+")
         if values.shape == shape:
             return values
-    values = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-    values[:] = np.nan
-    return values
+    # Whole before it has its name: a new file is all zeros, which would pass for log-probabilities.
+    with replacing(partial) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
+    return np.load(partial, mmap_mode="r+")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bactrian.data.records import Batch
@@ -17,9 +16,7 @@ Score = Callable[[Parameters, Batch], jax.Array]
 def target_logprobs(parameters: Parameters, config: llama.Config, compute: llama.Compute, batch: Batch) -> jax.Array:
     """Each target's log-probability times its weight, float32 [B, T]."""
     places = Places(batch.segments, batch.branches, batch.positions)
-    values_BT = logprobs.of_targets(
-        parameters, config, compute, batch.tokens, places, batch.targets, batch.weights > 0
-    )
+    values_BT = logprobs.of_targets(parameters, config, compute, batch.tokens, places, batch.targets, batch.weights > 0)
     return values_BT * batch.weights
 
 
@@ -36,7 +33,9 @@ def compiled(config: llama.Config, compute: llama.Compute) -> Score:
     return jax.jit(lambda parameters, batch: branch_logprobs(parameters, config, compute, batch))
 
 
-def of_examples(score: Score, parameters: Parameters, microbatches: Iterable[Batch]) -> Iterator[tuple[int, np.ndarray]]:
+def of_examples(
+    score: Score, parameters: Parameters, microbatches: Iterable[Batch]
+) -> Iterator[tuple[int, np.ndarray]]:
     """Each example of some microbatches with the log-probabilities of its branches, float32 [K]."""
     for microbatch in microbatches:
         values_BSK = np.asarray(score(parameters, microbatch))

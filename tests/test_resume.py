@@ -1,0 +1,222 @@
+"""The law of a run: however often it is cut short, it ends as one that was not, bit for bit.
+
+A moment to cut it is told by what the run has written, never by the clock.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+from bactrian import recipe as recipes
+from bactrian.pipeline import Pipeline
+from bactrian.run import Run, read_jsonl
+
+Moment = Callable[[Path], bool]
+
+
+def has_steps(stage: str, count: int) -> Moment:
+    """Whether a stage has made so many steps; reads nothing of a line that is still being written."""
+
+    def reached(folder: Path) -> bool:
+        path = folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return sum(f'"stage": "{stage}", "kind": "train"' in line for line in lines) >= count
+
+    return reached
+
+
+def has_measured(label: str) -> Moment:
+    def reached(folder: Path) -> bool:
+        path = folder / "evaluation.json"
+        return path.exists() and f'"{label}"' in path.read_text()
+
+    return reached
+
+
+def start_and_cut(recipe: Path, folder: Path, cache: Path, moment: Moment, how: signal.Signals) -> tiny.Done:
+    """Start the command and send it a signal at a moment; an error if it ends before."""
+    command = tiny.command("run", recipe, "--run-dir", folder)
+    with subprocess.Popen(
+        command, env=tiny.environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            give_up = time.monotonic() + 120
+            while not moment(folder):
+                assert process.poll() is None, f"it ended before: {process.communicate()}"
+                assert time.monotonic() < give_up, "the moment never came"
+                time.sleep(0.002)
+            process.send_signal(how)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return tiny.Done(process.returncode, out, err)
+
+
+def without_timing(folder: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "timing"} for row in Run(folder).metrics()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_results(folder: Path, other: Path) -> None:
+    assert without_timing(folder) == without_timing(other)
+    for name in (
+        "ledger.json",
+        "evaluation.json",
+        "samples.jsonl",
+        "export/model.safetensors",
+        "export/tokenizer.json",
+    ):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def is_left_behind(path: Path) -> bool:
+    return path.suffix in (".tmp", ".old") or "checkpoint-tmp" in path.name or path.name.endswith(".partial.npy")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, tiny_cache: Path) -> Path:
+    """A cache with the compiled programs alone: the tokens and the reference are to be made again."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "xla").symlink_to(tiny_cache / "xla")
+    return tmp_path / "cache"
+
+
+def test_a_run_cut_short_resumes_to_the_same_bits(tmp_path: Path, tiny_recipe: Path, tiny_run: Path, own_cache: Path):
+    folder = tmp_path / "run"
+    moments = {
+        "a step of SFT": has_steps("sft", 8),
+        "the reference pass, or just before": has_measured("sft"),
+        "a step of DPO": has_steps("dpo", 5),
+    }
+    for name, moment in moments.items():
+        cut = start_and_cut(tiny_recipe, folder, own_cache, moment, signal.SIGKILL)
+        assert cut.code == -signal.SIGKILL, f"{name}: {cut}"
+        assert not (folder / "export").exists(), f"{name}: it was over already"
+    # Ctrl-C leaves in order, and says how to go on.
+    cut = start_and_cut(tiny_recipe, folder, own_cache, has_steps("dpo", 7), signal.SIGINT)
+    assert cut.code == 130, cut
+    assert cut.err.splitlines()[-1] == f"interrupted; the same command resumes it ({folder})"
+    assert "Traceback" not in cut.err
+
+    done = tiny.run(["run", tiny_recipe, "--run-dir", folder], own_cache)
+    assert done.code == 0, done.err
+    assert "dpo: resuming after step" in done.err
+    assert_same_results(folder, tiny_run)
+    left = [path for place in (folder, own_cache / "references", own_cache / "corpora") for path in place.rglob("*")]
+    assert not [path for path in left if is_left_behind(path)]
+
+
+def test_a_finished_run_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_recipe: Path, tiny_run: Path, in_tiny_cache: None
+):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    before = files(folder)
+    monkeypatch.setattr("bactrian.assistant.Assistant.parameters", lambda *_: pytest.fail("the weights were read"))
+    done = tiny.call("run", tiny_recipe, "--run-dir", folder)
+    assert done.code == 0, done.err
+    assert files(folder) == before
+
+
+def test_another_recipe_is_refused(tmp_path: Path, tiny_recipe: Path, tiny_run: Path, in_tiny_cache: None):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    before = files(folder)
+    done = tiny.call("run", tiny_recipe, "dpo.beta=0.3", "sft.epochs=1", "--run-dir", folder)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert done.err.startswith(
+        f"error: {folder}: this run has another recipe (dpo.beta: 0.1 -> 0.3; sft.epochs: 3 -> 1)"
+    )
+    assert files(folder) == before
+
+
+# Which checkpoint a stage ends with
+
+
+def open_sft(recipe: Path, folder: Path, rude: Path, *overrides: str) -> Pipeline:
+    """SFT alone, of a model that learns so fast to be kind that it is ever worse at the held-out rudeness."""
+    wild = [f"sft.heldout.0.path={rude}", "sft.optimizer.learning_rate=0.03", "sft.optimizer.schedule=constant"]
+    whole = recipes.load(recipe, [*wild, "sft.evaluate_every=2", "evaluation={}", *overrides])
+    return Pipeline.open(recipes.only(whole, ["sft"], "recipe.toml"), folder)
+
+
+@pytest.fixture
+def rude(tmp_path: Path) -> Path:
+    said = [f"Go away, {thing} are not for {person}." for thing, person in zip(tiny.THINGS, tiny.PEOPLE, strict=False)]
+    thanks = {"role": "user", "content": "Thanks!"}
+    rows = [{"messages": [thanks, {"role": "assistant", "content": answer}]} for answer in said]
+    tiny.write_rows(tmp_path / "rude.jsonl", rows)
+    return tmp_path / "rude.jsonl"
+
+
+def heldout_losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in Run(folder).metrics() if row["kind"] == "heldout"}
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The process is interrupted as soon as a step is on record."""
+    record = Run.append_metrics
+
+    def append(run: Run, row: dict) -> None:
+        record(run, row)
+        if row["kind"] == "train" and row["step"] == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "append_metrics", append)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["sft.keep_best=true", "sft.checkpoint_every=2"], ["sft.patience=2"]],
+    ids=["keep_best", "patience"],
+)
+def test_the_choice_of_an_end_survives_an_interruption(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_recipe: Path,
+    in_tiny_cache: None,
+    rude: Path,
+    overrides: list[str],
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    open_sft(tiny_recipe, whole, rude, *overrides).execute()
+    losses = heldout_losses(whole)
+    best = min(losses, key=lambda step: losses[step])
+    final = json.loads((whole / "evaluation.json").read_text())["sft_loss"]["sft"]
+    assert best < 10, "the recipe is not wild enough for this test"
+    if "sft.patience=2" in overrides:
+        # Two evaluations after the best one, and no more; the end is the last step, not the best.
+        assert max(losses) == best + 4
+        assert final == pytest.approx(losses[best + 4], rel=1e-6)
+    else:
+        assert max(losses) == 18
+        assert final == pytest.approx(losses[best], rel=1e-6)
+
+    with monkeypatch.context() as patched:
+        cut_after(patched, step=best + 3)
+        with pytest.raises(KeyboardInterrupt):
+            open_sft(tiny_recipe, cut, rude, *overrides).execute()
+    open_sft(tiny_recipe, cut, rude, *overrides).execute()
+    assert without_timing(cut) == without_timing(whole)
+    assert (cut / "export" / "model.safetensors").read_bytes() == (whole / "export" / "model.safetensors").read_bytes()
+
+
+def test_a_half_written_line_is_forgotten(tmp_path: Path, tiny_recipe: Path, tiny_run: Path):
+    run = Run(tmp_path)
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    run.metrics_path.write_text("".join(lines[:5]) + lines[5][: len(lines[5]) // 2])
+    run.cut_metrics("sft", 4)
+    assert read_jsonl(run.metrics_path) == [json.loads(line) for line in lines[:4]]
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]

@@ -1,0 +1,114 @@
+"""Laws: gates let a sound run pass, and each stops one in which what it guards does not hold."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bactrian.data import packing
+from bactrian.data.packing import Plan
+from bactrian.data.records import Example
+from bactrian.errors import GateFailed
+from bactrian.model import attention, llama
+from bactrian.train import gates, reference, scores
+
+ROWS = 2
+
+
+@pytest.fixture(scope="module")
+def plan(pairs: list[Example]) -> Plan:
+    lengths = np.array([packing.places(len(each.tokens), each.starts) for each in pairs])
+    plan = packing.plan(lengths, [np.arange(6), np.arange(6, 12)], 64, ROWS, 2, row_length=64)
+    assert len(plan.updates[0][0]) > 1  # the first row is shared, or there is nothing to check
+    return plan
+
+
+@pytest.fixture(scope="module")
+def score(config: llama.Config) -> scores.Score:
+    return scores.compiled(config, llama.Compute())
+
+
+@pytest.fixture
+def references(plan: Plan, pairs: list[Example], score: scores.Score, parameters, tmp_path: Path) -> np.ndarray:
+    return reference.column(tmp_path / "column.npy", plan, pairs, ROWS, score, parameters)
+
+
+def test_a_sound_run_passes(plan: Plan, pairs: list[Example], score: scores.Score, parameters, references: np.ndarray):
+    gates.check_learnt(np.array([packing.lay_out(pair).learn.sum() for pair in pairs]), plan.examples(0))
+    gates.check_packing(score, parameters, plan, pairs, ROWS, "float32")
+    gates.check_reference(score, parameters, plan, pairs, ROWS, references)
+    gates.check_first_loss(math.log(2), "float32")
+
+
+def test_an_example_that_teaches_nothing_is_refused():
+    gates.check_learnt(np.array([3, 0, 5]), [0, 2])
+    with pytest.raises(GateFailed, match="example 1 has no token to learn"):
+        gates.check_learnt(np.array([3, 0, 5]), [2, 1])
+
+
+def sees_before(config: llama.Config, monkeypatch: pytest.MonkeyPatch) -> scores.Score:
+    """A score whose tokens see the segments before theirs."""
+    sound = attention.visible
+
+    def visible(queries, keys, first_query, window):
+        return sound(
+            queries._replace(segments=queries.segments * 0 + 1),
+            keys._replace(segments=keys.segments * 0 + 1),
+            first_query,
+            window,
+        )
+
+    monkeypatch.setattr(attention, "visible", visible)
+    return scores.compiled(config, llama.Compute())
+
+
+def test_segments_that_mix_are_refused(
+    plan: Plan, pairs: list[Example], config: llama.Config, parameters, monkeypatch: pytest.MonkeyPatch
+):
+    score = sees_before(config, monkeypatch)
+    with pytest.raises(GateFailed, match=r"example \d+ has log-probability .* packed and .* alone"):
+        gates.check_packing(score, parameters, plan, pairs, ROWS, "float32")
+
+
+def test_numbers_that_are_none_are_refused(
+    plan: Plan, pairs: list[Example], score: scores.Score, parameters, references: np.ndarray
+):
+    broken = {**parameters, "final_norm": parameters["final_norm"] * np.nan}
+    with pytest.raises(GateFailed, match="nan"):
+        gates.check_packing(score, broken, plan, pairs, ROWS, "float32")
+    with pytest.raises(GateFailed, match="nan"):
+        gates.check_reference(score, broken, plan, pairs, ROWS, references * np.nan)
+
+
+def test_a_reference_that_is_not_the_policy_is_refused(
+    plan: Plan, pairs: list[Example], score: scores.Score, parameters, references: np.ndarray
+):
+    perturbed = references.copy()
+    first = plan.updates[0][0][0]
+    perturbed[first, 1] = np.nextafter(perturbed[first, 1], np.float32(0))  # the least difference there is
+    with pytest.raises(GateFailed, match=f"example {first}: .* must be equal before the first step"):
+        gates.check_reference(score, parameters, plan, pairs, ROWS, perturbed)
+    other = {**parameters, "final_norm": parameters["final_norm"] * 1.01}
+    with pytest.raises(GateFailed, match="must be equal before the first step"):
+        gates.check_reference(score, other, plan, pairs, ROWS, references)
+
+
+def test_references_that_are_not_computed_are_refused(
+    plan: Plan, pairs: list[Example], score: scores.Score, parameters, references: np.ndarray
+):
+    for nothing in (np.zeros_like(references), np.full_like(references, np.nan)):
+        with pytest.raises(GateFailed, match="must be equal"):
+            gates.check_reference(score, parameters, plan, pairs, ROWS, nothing)
+
+
+@pytest.mark.parametrize("loss", [0.6941, 0.6921, 0.0, math.inf, math.nan])
+def test_a_first_loss_that_is_not_ln_2_is_refused(loss: float):
+    with pytest.raises(GateFailed, match=r"the first loss is .*; at the reference it must be ln 2 = 0.693147"):
+        gates.check_first_loss(loss, "float32")
+
+
+def test_a_first_loss_in_bfloat16_may_be_a_little_off():
+    gates.check_first_loss(math.log(2) + 0.01, "bfloat16")
+    with pytest.raises(GateFailed):
+        gates.check_first_loss(math.log(2) + 0.03, "bfloat16")
