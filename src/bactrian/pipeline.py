@@ -6,6 +6,7 @@ Every part is skipped where its result is already in the run's folder, so runnin
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,9 +14,10 @@ import numpy as np
 import bactrian
 from bactrian import assistant as assistants
 from bactrian import card, evidence, progress, report
+from bactrian import recipe as recipes
 from bactrian.assistant import Assistant
 from bactrian.data.chat import Chat
-from bactrian.errors import RecipeError
+from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
 from bactrian.inference.engine import Engine
 from bactrian.model import weights
@@ -67,6 +69,7 @@ class Pipeline:
     @classmethod
     def open(cls, recipe: Recipe, folder: Path) -> "Pipeline":
         """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
+        Run.check(folder, recipe)
         base = assistants.find(recipe.model.source)
         prompts = evidence.read_prompts(recipe.evaluation)
         prepared: dict[StageName, Prepared] = {
@@ -74,7 +77,9 @@ class Pipeline:
             for name, stage in recipe.stages().items()
         }
         run = Run.open(folder, recipe)
-        account = {"versions": versions(), **{name: stage.ledger() for name, stage in prepared.items()}}
+        account = {"versions": versions(), "weights": weights.fingerprint(base.path)}
+        account |= {name: stage.ledger() for name, stage in prepared.items()}
+        _refuse_changed_inputs(run, account)
         run.record("ledger", lambda ledger: ledger.update(account))
         pipeline = cls(recipe, run, base, prepared, prompts, Computation.of(recipe.model, base.config))
         if not pipeline._is_done():
@@ -180,3 +185,14 @@ class Pipeline:
             all(evidence.is_recorded(self.run, label) for label in labels)
             and self._final(list(self.prepared)[-1]).exists()
         )
+
+
+def _refuse_changed_inputs(run: Run, account: dict[str, Any]) -> None:
+    """A run goes on with the model and the data that it began with, not with what has since taken their place."""
+    before = run.evidence("ledger")
+    if not before:
+        return
+    changed = [name for name in recipes.STAGES if name in before and before[name]["corpus"] != account[name]["corpus"]]
+    if changed or before["weights"] != account["weights"]:
+        what = f"the data of {' and '.join(changed)}" if changed else "the base model"
+        raise RunError(f"{run.folder}: {what} has changed since this run began; restore it or choose another --run-dir")

@@ -70,7 +70,7 @@ class Prepared:
             "padding": computed - tokens,
             "row_length": plan.row_length,
         }
-        ledger = {**corpus.ledger, "training": seen}
+        ledger = {"corpus": corpus.key, **corpus.ledger, "training": seen}
         return ledger if self.heldout is None else {**ledger, "heldout": self.heldout.corpus.ledger}
 
 

@@ -117,11 +117,8 @@ class Run:
         self.folder = folder
 
     @classmethod
-    def open(cls, folder: Path, recipe: Recipe) -> "Run":
-        """Create the folder of a run, or take up an existing one of the same recipe. Raises `RunError`.
-
-        What a killed process was still writing is removed.
-        """
+    def check(cls, folder: Path, recipe: Recipe) -> None:
+        """Raise `RunError` if something else than a run of this recipe is in the folder."""
         run = cls(folder)
         if run.recipe_path.exists():
             changed = recipes.differences(run.recipe(), recipe)
@@ -130,9 +127,19 @@ class Run:
                     f"{folder}: this run has another recipe ({'; '.join(changed)}); "
                     f"choose another --run-dir or undo the change"
                 )
-            _sweep(folder)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder}: something else than a run is there; choose another --run-dir")
+
+    @classmethod
+    def open(cls, folder: Path, recipe: Recipe) -> "Run":
+        """Create the folder of a run, or take up an existing one of the same recipe. Raises `RunError`.
+
+        What a killed process was still writing is removed.
+        """
+        cls.check(folder, recipe)
+        run = cls(folder)
+        if run.recipe_path.exists():
+            _sweep(folder)
         else:
             write_json(run.recipe_path, recipe.model_dump(mode="json"))
         return run

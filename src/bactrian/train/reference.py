@@ -7,7 +7,7 @@ again. A pass that was interrupted goes on where it stopped.
 
 import hashlib
 import json
-import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from bactrian.train import scores
 from bactrian.train.scores import Score
 from bactrian.train.trainer import Parameters, split
 
+_KEEP_EVERY = 10.0  # seconds between writes of an unfinished pass
 VERSION = 1  # of the code that computes them; a change of the numbers changes it
 
 
@@ -44,24 +45,30 @@ def column(
     """
     if path.exists():
         return np.load(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npy")
-    shape = (len(corpus), plan.branches)
-    values = _reopen(partial, shape)
+    values = _reopen(partial, (len(corpus), plan.branches))
     used = {example for update in range(len(plan.updates)) for example in plan.examples(update)}
-    for update in range(len(plan.updates)):
-        if not np.isnan(values[plan.examples(update)]).any():
-            continue
-        parts = microbatches(plan, corpus, update, microbatch_rows)
-        wanted = [part for part in parts if np.isnan(values[part.examples[part.examples >= 0]]).any()]
-        for example, logprobs in scores.of_examples(score, parameters, wanted):
-            # The first row that an example is in decides: it is the one that its first training step sees.
-            if np.isnan(values[example]).any():
-                values[example] = logprobs
-        values.flush()
-        progress(int((~np.isnan(values[:, 0])).sum()), len(used))
-    os.replace(partial, path)
-    return np.array(values)
+    kept = time.monotonic()
+    try:
+        for update in range(len(plan.updates)):
+            if not np.isnan(values[plan.examples(update)]).any():
+                continue
+            parts = microbatches(plan, corpus, update, microbatch_rows)
+            wanted = [part for part in parts if np.isnan(values[part.examples[part.examples >= 0]]).any()]
+            for example, logprobs in scores.of_examples(score, parameters, wanted):
+                # The first row that an example is in decides: it is the one that its first training step sees.
+                if np.isnan(values[example]).any():
+                    values[example] = logprobs
+            progress(int((~np.isnan(values[:, 0])).sum()), len(used))
+            if time.monotonic() - kept > _KEEP_EVERY:
+                _save(partial, values)
+                kept = time.monotonic()
+    except BaseException:
+        _save(partial, values)
+        raise
+    _save(path, values)
+    partial.unlink(missing_ok=True)
+    return values
 
 
 def microbatches(plan: Plan, corpus: Examples, update: int, rows: int) -> list[Batch]:
@@ -71,12 +78,11 @@ def microbatches(plan: Plan, corpus: Examples, update: int, rows: int) -> list[B
     return [part for part in parts if part.segments.any()]
 
 
-def _reopen(partial: Path, shape: tuple[int, int]) -> np.memmap:
-    if partial.exists():
-        values = np.load(partial, mmap_mode="r+")
-        if values.shape == shape:
-            return values
-    # Whole before it has its name: a new file is all zeros, which would pass for log-probabilities.
-    with replacing(partial) as temporary:
-        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
-    return np.load(partial, mmap_mode="r+")
+def _reopen(partial: Path, shape: tuple[int, int]) -> np.ndarray:
+    values = np.load(partial) if partial.exists() else np.full(shape, np.nan, np.float32)
+    return values if values.shape == shape else np.full(shape, np.nan, np.float32)
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)

@@ -54,7 +54,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, mic
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         gradients, terms = _gradients(objective, state.parameters, split(batch, microbatch_rows))
-        count = jnp.maximum(terms.count, 1)
+        count = jnp.where(terms.count > 0, terms.count, 1)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
         loss = terms.total / count
         norm = optax.global_norm(gradients)
