@@ -98,7 +98,7 @@ def _leading_backward(chunk: int, saved: _Saved, cotangent_BT: jax.Array):
     rows = jnp.arange(hidden_BTD.shape[0])[:, None]
 
     def one_chunk(index, carry):
-        hidden_gradient, weight_gradient = carry
+        hidden_gradient, weight_gradient_DV = carry
         start = index * chunk
         logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk)
         scale_BC = jnp.where(_is_learnt(learnt_B, start, chunk), _slice(cotangent_BT, start, chunk), 0.0)
@@ -107,13 +107,15 @@ def _leading_backward(chunk: int, saved: _Saved, cotangent_BT: jax.Array):
         gradient_BCV = gradient_BCV.at[rows, jnp.arange(chunk)[None, :], _slice(targets_BT, start, chunk)].add(scale_BC)
         gradient_BCV = gradient_BCV.astype(hidden_BTD.dtype)
         hidden_gradient = _update(hidden_gradient, jnp.einsum("bcv,vd->bcd", gradient_BCV, weight_VD), start)
-        chunk_BCD = _slice(hidden_BTD, start, chunk)
-        weight_gradient += jnp.einsum("bcv,bcd->vd", gradient_BCV, chunk_BCD, preferred_element_type=jnp.float32)
-        return hidden_gradient, weight_gradient
+        # One 2-D product with the short side first: on XLA's CPU backend nearly twice as fast as "bcv,bcd->vd".
+        chunk_ND = _slice(hidden_BTD, start, chunk).reshape(-1, hidden_BTD.shape[-1])
+        gradient_NV = gradient_BCV.reshape(-1, gradient_BCV.shape[-1])
+        added_DV = jnp.einsum("nd,nv->dv", chunk_ND, gradient_NV, preferred_element_type=jnp.float32)
+        return hidden_gradient, weight_gradient_DV + added_DV
 
-    start = (jnp.zeros_like(hidden_BTD), jnp.zeros(weight_VD.shape, jnp.float32))
-    hidden_gradient, weight_gradient = jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, start)
-    return hidden_gradient, weight_gradient.astype(weight_VD.dtype), None, None
+    start = (jnp.zeros_like(hidden_BTD), jnp.zeros(weight_VD.shape[::-1], jnp.float32))
+    hidden_gradient, weight_gradient_DV = jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, start)
+    return hidden_gradient, weight_gradient_DV.T.astype(weight_VD.dtype), None, None
 
 
 _leading.defvjp(_leading_forward, _leading_backward)
