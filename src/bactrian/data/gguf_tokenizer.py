@@ -3,19 +3,14 @@
 A GGUF file holds the vocabulary, but only names how text is cut before it is looked up (`tokenizer.ggml.pre`), and for
 SentencePiece vocabularies holds scores in place of merges. Both are put back here, exactly or not at all: a name that
 is not known is an error, never a guess.
-
-The metadata is read by a few lines of our own: `gguf.GGUFReader` makes an array object for every string of the
-vocabulary and goes on to the tensors, which takes seconds where this takes a tenth of one.
 """
 
-import mmap
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from gguf import GGUF_MAGIC, GGUFValueType, TokenType
+from gguf import TokenType
 
+from bactrian import gguf_file
 from bactrian.errors import ModelError
 
 Json = dict[str, Any]
@@ -81,7 +76,7 @@ _WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3"})
 
 def read(path: Path) -> Description:
     """The tokenizer of a GGUF file; `ModelError` names the file and what is missing or unknown in it."""
-    fields = metadata(path, prefix="tokenizer.")
+    fields, _ = gguf_file.read(path, with_texts=True)
     kind = fields.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise ModelError(f"{path}: tokenizer.ggml.model is {kind!r}; known are 'gpt2' and 'llama'")
@@ -202,64 +197,3 @@ def _definition(fields: Json, merges: list[list[str]], ignore_merges: bool = Fal
             "merges": merges,
         },
     }
-
-
-_NUMBERS = {
-    GGUFValueType.UINT8: "<u1",
-    GGUFValueType.INT8: "<i1",
-    GGUFValueType.UINT16: "<u2",
-    GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4",
-    GGUFValueType.INT32: "<i4",
-    GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.BOOL: "?",
-    GGUFValueType.UINT64: "<u8",
-    GGUFValueType.INT64: "<i8",
-    GGUFValueType.FLOAT64: "<f8",
-}
-
-
-class _Cursor:
-    """Reads one value after another from the bytes of a file."""
-
-    def __init__(self, data: mmap.mmap):
-        self.data = data
-        self.at = 0
-
-    def number(self, kind: GGUFValueType) -> Any:
-        return self.numbers(kind, 1)[0]
-
-    def numbers(self, kind: GGUFValueType, count: int) -> list[Any]:
-        dtype = np.dtype(_NUMBERS[kind])
-        values = np.frombuffer(self.data[self.at : self.at + count * dtype.itemsize], dtype, count)
-        self.at += count * dtype.itemsize
-        return values.tolist()
-
-    def string(self) -> str:
-        (length,) = struct.unpack_from("<Q", self.data, self.at)
-        self.at += 8 + length
-        return self.data[self.at - length : self.at].decode("utf-8")
-
-    def value(self, kind: GGUFValueType) -> Any:
-        if kind == GGUFValueType.STRING:
-            return self.string()
-        if kind != GGUFValueType.ARRAY:
-            return self.number(kind)
-        kind, count = GGUFValueType(self.number(GGUFValueType.UINT32)), self.number(GGUFValueType.UINT64)
-        return self.numbers(kind, count) if kind in _NUMBERS else [self.value(kind) for _ in range(count)]
-
-
-def metadata(path: Path, prefix: str = "") -> Json:
-    """The key-value fields of a GGUF file (version 2 or 3, little-endian) whose names begin with `prefix`."""
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            cursor = _Cursor(data)
-            magic, version = cursor.numbers(GGUFValueType.UINT32, 2)
-            if magic != GGUF_MAGIC or version not in (2, 3):
-                raise ModelError(f"{path}: not a GGUF file of version 2 or 3 (little-endian)")
-            _, count = cursor.numbers(GGUFValueType.UINT64, 2)
-            pairs = ((cursor.string(), cursor.number(GGUFValueType.UINT32)) for _ in range(count))
-            fields = {name: cursor.value(GGUFValueType(kind)) for name, kind in pairs}
-    except (OSError, ValueError, struct.error) as error:
-        raise ModelError(f"{path}: cannot be read as a GGUF file ({error}); download it again") from error
-    return {name: value for name, value in fields.items() if name.startswith(prefix)}

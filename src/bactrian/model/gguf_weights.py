@@ -1,35 +1,16 @@
-"""GGUF files: what architecture one holds, and its tensors de-quantized, under the names and layout of Hugging Face.
-
-The container is read by a few lines of our own: `gguf.GGUFReader` makes an array object for every string of the
-vocabulary, which takes seconds, and maps the whole file.
-"""
+"""The model inside a GGUF file: its architecture, and its tensors de-quantized, as Hugging Face names and lays them."""
 
 import math
-import mmap
-import struct
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 
+from bactrian import gguf_file
 from bactrian.errors import ModelError
+from bactrian.gguf_file import Stored
 from bactrian.model import llama
-
-_SCALARS = {
-    GGUFValueType.UINT8: "<u1",
-    GGUFValueType.INT8: "<i1",
-    GGUFValueType.UINT16: "<u2",
-    GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4",
-    GGUFValueType.INT32: "<i4",
-    GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.BOOL: "?",
-    GGUFValueType.UINT64: "<u8",
-    GGUFValueType.INT64: "<i8",
-    GGUFValueType.FLOAT64: "<f8",
-}
 
 # Names in a GGUF file → Hugging Face's.
 _WHOLE = {
@@ -55,27 +36,12 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_POSITIONS = 1.0, 4.0, 8192
 
 
-class Stored(NamedTuple):
-    """One tensor in the file: its name there, its shape as Hugging Face has it, its type and its first byte."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: GGMLQuantizationType
-    start: int
-
-
 class File:
     """An opened GGUF file: its metadata (but for lists of strings), its `Config`, and its tensors one by one."""
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                self.metadata, found = _Scanner(path, data).header()
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-        except (struct.error, ValueError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path}: not a GGUF file, or cut in its header; download it again") from error
+        self.metadata, found = gguf_file.read(path, with_texts=False)
         self.architecture: Literal["llama", "qwen2", "qwen3"] = self._architecture()
         self._factors = found.pop(_ROPE_FACTORS, None)
         self.tensors = {self._hugging_face_name(name): stored for name, stored in found.items()}
@@ -94,10 +60,9 @@ class File:
         return values
 
     def _read(self, stored: Stored) -> np.ndarray:
-        row_bytes = _row_bytes(stored)
-        raw = np.fromfile(self.path, np.uint8, math.prod(stored.shape[:-1]) * row_bytes, offset=stored.start)
+        raw = np.fromfile(self.path, np.uint8, math.prod(stored.shape[:-1]) * stored.row_bytes, offset=stored.start)
         try:
-            return dequantize(raw.reshape(*stored.shape[:-1], row_bytes), stored.type).reshape(stored.shape)
+            return dequantize(raw.reshape(*stored.shape[:-1], stored.row_bytes), stored.type).reshape(stored.shape)
         except NotImplementedError as error:
             raise ModelError(
                 f"{self.path}: tensor {stored.name}: the type {stored.type.name} cannot be de-quantized; "
@@ -184,81 +149,6 @@ class File:
         if factors.shape != (head_dim // 2,) or not np.allclose(factors, _divisors(theta, head_dim, scaling), 1e-3):
             raise ModelError(f"{self.path}: {_ROPE_FACTORS} is not the scaling of Llama 3, which alone is supported")
         return scaling
-
-
-class _Scanner:
-    """Walks through the bytes of a GGUF header: little-endian, versions 2 and 3."""
-
-    def __init__(self, path: Path, data: mmap.mmap):
-        self._path = path
-        self._data = data
-        self._at = 0
-
-    def header(self) -> tuple[dict[str, Any], dict[str, Stored]]:
-        magic, version = self._data[:4], struct.unpack_from("<I", self._data, 4)[0]
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ModelError(f"{self._path}: not a little-endian GGUF file of version 2 or 3")
-        self._at = 8
-        tensors, keys = self._scalar("<u8"), self._scalar("<u8")
-        metadata = {self._string(): self._typed_value() for _ in range(keys)}
-        found = [self._tensor() for _ in range(tensors)]
-        alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
-        data_start = -(-self._at // alignment) * alignment
-        placed = {stored.name: stored._replace(start=data_start + stored.start) for stored in found}
-        for stored in placed.values():
-            stop = stored.start + math.prod(stored.shape[:-1]) * _row_bytes(stored)
-            if stop > len(self._data):
-                raise ModelError(
-                    f"{self._path}: the file is cut: tensor {stored.name} ends at byte {stop:,} "
-                    f"of {len(self._data):,}; download it again"
-                )
-        return metadata, placed
-
-    def _scalar(self, dtype: str) -> Any:
-        return self._numbers(dtype, 1)[0].item()
-
-    def _numbers(self, dtype: str, count: int) -> np.ndarray:
-        size = np.dtype(dtype).itemsize * count
-        raw = self._data[self._at : self._at + size]
-        self._at += size
-        return np.frombuffer(raw, dtype, count)
-
-    def _string(self) -> str:
-        length = self._scalar("<u8")
-        raw = self._data[self._at : self._at + length]
-        self._at += length
-        return raw.decode("utf-8")
-
-    def _typed_value(self) -> Any:
-        kind = GGUFValueType(self._scalar("<u4"))
-        if kind == GGUFValueType.STRING:
-            return self._string()
-        if kind != GGUFValueType.ARRAY:
-            return self._scalar(_SCALARS[kind])
-        inner, count = GGUFValueType(self._scalar("<u4")), self._scalar("<u8")
-        if inner in _SCALARS:
-            return self._numbers(_SCALARS[inner], count)
-        if inner != GGUFValueType.STRING:
-            raise ModelError(f"{self._path}: a list of lists in the metadata is not supported")
-        for _ in range(count):  # the vocabulary, which is the tokenizer's
-            self._at += 8 + struct.unpack_from("<Q", self._data, self._at)[0]
-        return None
-
-    def _tensor(self) -> Stored:
-        name = self._string()
-        sizes = self._numbers("<u8", self._scalar("<u4")).tolist()
-        kind, start = self._scalar("<u4"), self._scalar("<u8")
-        if kind not in set(GGMLQuantizationType):
-            raise ModelError(f"{self._path}: tensor {name}: type {kind} is not known; update the gguf package")
-        stored = Stored(name, tuple(reversed(sizes)), GGMLQuantizationType(kind), start)
-        if not sizes or sizes[0] % GGML_QUANT_SIZES[stored.type][0]:
-            raise ModelError(f"{self._path}: tensor {name}: rows of {sizes[:1]} do not fit the type {stored.type.name}")
-        return stored
-
-
-def _row_bytes(stored: Stored) -> int:
-    block, size = GGML_QUANT_SIZES[stored.type]
-    return stored.shape[-1] // block * size
 
 
 def _shortest(value: Any) -> float:

