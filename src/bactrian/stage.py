@@ -145,7 +145,7 @@ class Training:
                 if self.heldout is not None and _due(number, settings.evaluate_every, steps):
                     measured = self.heldout.measure(state.parameters)
                     self._write("heldout", number, measured, {})
-                if settings.checkpoint_every and _due(number, settings.checkpoint_every, steps):
+                if self._is_saved(number):
                     checkpoints.save(number, state, measured["loss"] if measured else None)
                 if self._is_finished(number):
                     break
@@ -196,6 +196,13 @@ class Training:
         self.run.append_metrics(row)
         for tracker in self.trackers:
             tracker.log(name, kind, number, {**values, **timing})
+
+    def _is_saved(self, number: int) -> bool:
+        """Whether a checkpoint is due. The last state becomes the stage's model at once, and needs one to be compared."""
+        every = self.prepared.settings.checkpoint_every
+        if number == self.prepared.steps:
+            return bool(every) and self.prepared.settings.keep_best
+        return bool(every) and number % every == 0
 
     def _is_finished(self, number: int) -> bool:
         """All updates made, or as many evaluations without a better one as the recipe's patience."""
