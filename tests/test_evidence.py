@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bactrian import evidence
+from bactrian import assistant, evidence
 from bactrian.errors import DataError
 from bactrian.evidence import Prompt
 from bactrian.recipe import Evaluation, Rule
@@ -75,9 +75,12 @@ def test_a_recipe_without_scores_is_measured_once(tmp_path: Path):
         ({"prompt": "Hi", "about": ["("]}, "prompts.jsonl:1: about: '(' is not a regular expression"),
     ],
 )
-def test_a_prompt_that_cannot_be_counted_is_named(tmp_path: Path, row: dict[str, Any], message: str):
+def test_a_prompt_that_cannot_be_counted_is_named(
+    tmp_path: Path, tiny_recipe: Path, in_tiny_cache: None, row: dict[str, Any], message: str
+):
     tiny.write_rows(tmp_path / "prompts.jsonl", [row])
     settings = Evaluation(prompts=str(tmp_path / "prompts.jsonl"), rules=(Rule(name="on_topic", column="about"),))
     with pytest.raises(DataError) as caught:
-        evidence.read_prompts(settings)
+        chat = assistant.find(str(tiny_recipe.parent / "base")).chat("model")
+        evidence.read_prompts(settings, chat, 512)
     assert message in str(caught.value)

@@ -44,8 +44,14 @@ def has_measured(label: str) -> Moment:
 def start_and_cut(recipe: Path, folder: Path, cache: Path, moment: Moment, how: signal.Signals) -> tiny.Done:
     """Start the command and send it a signal at a moment; an error if it ends before."""
     command = tiny.command("run", recipe, "--run-dir", folder)
+    # A shell that runs the tests in the background has the signal ignored, which processes inherit.
     with subprocess.Popen(
-        command, env=tiny.environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=tiny.environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             give_up = time.monotonic() + 120
@@ -150,7 +156,7 @@ def test_changed_data_is_refused(tmp_path: Path, in_tiny_cache: None):
     tiny.write_rows(tmp_path / "world" / "pairs.jsonl", [{**pairs[0], "chosen": "Something else."}, *pairs[1:]])
     done = tiny.call("run", recipe, "--run-dir", folder)
     assert done.code == 2
-    assert done.err.startswith(f"error: {folder}: the data of dpo has changed since this run began; restore it or")
+    assert done.err.startswith(f"error: {folder}: the data of dpo changed since this run began; restore it or")
     assert files(folder) == before
 
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +212,14 @@ def test_a_run_without_metrics_has_nothing_to_cut(tmp_path: Path, recipe: Recipe
     run = Run.open(tmp_path, recipe)
     run.cut_metrics("dpo", 0)
     assert run.metrics() == []
+
+
+def test_another_process_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BACTRIAN_CACHE", str(tmp_path / "cache"))
+    held = Run(tmp_path / "run")
+    held._lock()
+    code = f"from bactrian.run import Run; from pathlib import Path; Run(Path({str(tmp_path / 'run')!r}))._lock()"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another process is working on this run" in other.stderr
+    del held
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -38,11 +38,11 @@ def test_every_path(tiny_run: Path):
 def test_the_ledger(tiny_run: Path):
     ledger = Run(tiny_run).evidence("ledger")
     stages = [ledger.pop("sft"), ledger.pop("dpo")]
-    assert set(ledger) == {"versions", "weights"}
+    assert set(ledger) == {"versions", "weights", "prompts"}
     for stage in stages:
         assert set(stage) == set(documented("ledger.json"))
         assert set(stage["training"]) == set(documented("training"))
-        assert set(stage["heldout"]) == {"sources", "examples", "tokens", "learned_tokens"}
+        assert set(stage["heldout"]) == {"corpus", "sources", "examples", "tokens", "learned_tokens"}
         for source in (*stage["sources"], *stage["heldout"]["sources"]):
             assert set(source) == set(documented("sources"))
 

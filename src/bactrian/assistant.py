@@ -44,13 +44,18 @@ class Assistant:
         return Engine(self.config, self.parameters(dtype), dtype=dtype)
 
 
-def find(model: str) -> Assistant:
-    """Bring a MODEL to this machine and read what it is. Raises `ModelError`, also where its weights are not whole."""
+def find(model: str, add_tokens: tuple[str, ...] = ()) -> Assistant:
+    """Bring a MODEL to this machine and read what it is, with special tokens added to its tokenizer.
+
+    Raises `ModelError`, also where its weights are not whole.
+    """
     enable_compile_cache()
     path = hub.locate(model)
     weights.check(path)
     config = weights.read_config(path)
     tokenizer = tokenizers.load(path)
+    if add_tokens:
+        tokenizer = tokenizer.add_tokens(add_tokens)
     if tokenizer.vocab_size > config.vocab_size:
         config = replace(config, vocab_size=tokenizer.vocab_size)
     return Assistant(path, config, tokenizer)

@@ -21,7 +21,9 @@ app.add_typer(data_app, name="data")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
-RunDir = Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")]
+RunDir = Annotated[
+    Path | None, typer.Option(help="The run's folder; if not given runs/NAME, or for one stage alone runs/NAME-STAGE.")
+]
 Model = Annotated[
     str,
     typer.Argument(
@@ -59,7 +61,8 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
     from bactrian import recipe as recipes
 
     recipe = recipes.only(recipes.load(path, overrides or []), stages, str(path))
-    folder = run_dir or Path("runs") / recipe.name
+    suffix = "" if len(stages) > 1 else f"-{'-'.join(stages)}"
+    folder = run_dir or Path("runs") / f"{recipe.name}{suffix}"
 
     from bactrian.pipeline import Pipeline
 

@@ -1,5 +1,7 @@
 """What a run measures of the base model and of each stage: held-out scores, answers, and the rules that count them."""
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +29,8 @@ class Prompt:
     row: dict[str, Any]
 
 
-def read_prompts(settings: Evaluation) -> list[Prompt]:
-    """The held-out prompts of a recipe. Raises `DataError`."""
+def read_prompts(settings: Evaluation, chat: Chat, max_positions: int) -> list[Prompt]:
+    """The held-out prompts of a recipe, each with room for its answer. Raises `DataError`."""
     if settings.prompts is None:
         return []
     prompts = []
@@ -40,8 +42,19 @@ def read_prompts(settings: Evaluation) -> list[Prompt]:
             if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
                 raise DataError(f"{where}: rule {rule.name} needs a list of patterns in `{rule.column}`")
             _check_patterns(patterns, f"{where}: {rule.column}")
+        length = len(chat.prompt((Message("user", row["prompt"]),))) + settings.max_tokens
+        if length > max_positions:
+            raise DataError(
+                f"{where}: the prompt and an answer of evaluation.max_tokens = {settings.max_tokens} take {length} "
+                f"tokens, and the model has {max_positions} positions; shorten one of them"
+            )
         prompts.append(Prompt(row["prompt"], row))
     return prompts
+
+
+def fingerprint(prompts: list[Prompt]) -> str:
+    """Equal for equal prompts."""
+    return hashlib.sha256(json.dumps([prompt.row for prompt in prompts], default=str).encode()).hexdigest()
 
 
 def _check_patterns(patterns: list[str], where: str) -> None:

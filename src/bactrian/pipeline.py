@@ -25,7 +25,7 @@ from bactrian.prepare import Prepared, prepare
 from bactrian.recipe import DPO, Recipe, StageName
 from bactrian.run import Run, cache_root
 from bactrian.stage import Computation, Heldout, Training, logprobs
-from bactrian.tracking import Tracker, open_trackers
+from bactrian.tracking import Tracker, check_trackers, open_trackers
 from bactrian.train.trainer import Parameters
 
 
@@ -40,7 +40,7 @@ def prepare_stage(recipe: Recipe, name: StageName | None) -> tuple[Assistant, Pr
     name = name or next(iter(stages))
     if name not in stages:
         raise RecipeError(f"the recipe has no section [{name}]")
-    base = assistants.find(recipe.model.source)
+    base = assistants.find(recipe.model.source, recipe.model.add_tokens)
     chat = base.chat(recipe.model.chat, stages[name].learn)
     return base, prepare(name, stages[name], chat, recipe.seed, cache_root())
 
@@ -70,17 +70,20 @@ class Pipeline:
     def open(cls, recipe: Recipe, folder: Path) -> "Pipeline":
         """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
         Run.check(folder, recipe)
-        base = assistants.find(recipe.model.source)
-        prompts = evidence.read_prompts(recipe.evaluation)
+        base = assistants.find(recipe.model.source, recipe.model.add_tokens)
+        _check_positions(recipe, base)
+        chat = base.chat(recipe.model.chat)
+        prompts = evidence.read_prompts(recipe.evaluation, chat, base.config.max_positions)
         prepared: dict[StageName, Prepared] = {
             name: prepare(name, stage, base.chat(recipe.model.chat, stage.learn), recipe.seed, cache_root())
             for name, stage in recipe.stages().items()
         }
-        run = Run.open(folder, recipe)
-        account = {"versions": versions(), "weights": weights.fingerprint(base.path)}
+        account = {"weights": weights.fingerprint(base.path), "prompts": evidence.fingerprint(prompts)}
         account |= {name: stage.ledger() for name, stage in prepared.items()}
-        _refuse_changed_inputs(run, account)
-        run.record("ledger", lambda ledger: ledger.update(account))
+        _refuse_changed_inputs(Run(folder), account)
+        check_trackers(recipe)
+        run = Run.open(folder, recipe)
+        run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))
         pipeline = cls(recipe, run, base, prepared, prompts, Computation.of(recipe.model, base.config))
         if not pipeline._is_done():
             pipeline.trackers.extend(open_trackers(recipe, folder))
@@ -187,12 +190,27 @@ class Pipeline:
         )
 
 
+def _check_positions(recipe: Recipe, base: Assistant) -> None:
+    for name, stage in recipe.stages().items():
+        if stage.max_length > base.config.max_positions:
+            raise RecipeError(
+                f"{name}.max_length is {stage.max_length}, and {recipe.model.source} has {base.config.max_positions} "
+                f"positions; lower it"
+            )
+
+
 def _refuse_changed_inputs(run: Run, account: dict[str, Any]) -> None:
     """A run goes on with the model and the data that it began with, not with what has since taken their place."""
     before = run.evidence("ledger")
-    if not before:
-        return
-    changed = [name for name in recipes.STAGES if name in before and before[name]["corpus"] != account[name]["corpus"]]
-    if changed or before["weights"] != account["weights"]:
-        what = f"the data of {' and '.join(changed)}" if changed else "the base model"
-        raise RunError(f"{run.folder}: {what} has changed since this run began; restore it or choose another --run-dir")
+    named = {"weights": "the base model", "prompts": "the held-out prompts"}
+    changed = [what for name, what in named.items() if before and before[name] != account[name]]
+    for name in recipes.STAGES:
+        if before and name in account and _corpora(before[name]) != _corpora(account[name]):
+            changed.append(f"the data of {name}")
+    if changed:
+        what = " and ".join(changed)
+        raise RunError(f"{run.folder}: {what} changed since this run began; restore it or choose another --run-dir")
+
+
+def _corpora(ledger: dict[str, Any]) -> list[str]:
+    return [part["corpus"] for part in (ledger, ledger.get("heldout")) if part]

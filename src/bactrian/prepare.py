@@ -59,7 +59,9 @@ class Prepared:
         plan, corpus = self.training.plan, self.training.corpus
         used = np.array([example for update in range(self.steps) for example in plan.examples(update)])
         tokens, learned = int(self.training.places[used].sum()), int(self.training.learned[used].sum())
-        computed = sum(len(rows) for rows in plan.updates) * plan.row_length
+        # The empty rows that fill up a last microbatch are computed too.
+        together = self.settings.microbatch_rows
+        computed = sum(-(-len(rows) // together) * together for rows in plan.updates) * plan.row_length
         seen = {
             "updates": self.steps,
             "examples": len(used),
@@ -71,7 +73,11 @@ class Prepared:
             "row_length": plan.row_length,
         }
         ledger = {"corpus": corpus.key, **corpus.ledger, "training": seen}
-        return ledger if self.heldout is None else {**ledger, "heldout": self.heldout.corpus.ledger}
+        return (
+            ledger
+            if self.heldout is None
+            else {**ledger, "heldout": {"corpus": self.heldout.corpus.key, **self.heldout.corpus.ledger}}
+        )
 
 
 def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path) -> Prepared:

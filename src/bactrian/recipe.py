@@ -36,6 +36,7 @@ class Model(Section):
     chat: Literal["tulu", "model"] = Field(
         default="tulu", description="chat format: Tulu's, or the model's own template"
     )
+    add_tokens: tuple[str, ...] = Field(default=(), description="special tokens to add; their embeddings are learnt")
     compute_dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="parameters stay float32")
     remat: Literal["none", "dots", "full"] = Field(default="none", description="what the backward pass computes again")
 
@@ -167,7 +168,7 @@ class Recipe(Section):
     """One run, whole."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     model: Model
     sft: SFT | None = None
     dpo: DPO | None = None

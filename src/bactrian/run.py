@@ -11,6 +11,8 @@ export/           the model as a Hugging Face folder, with its card
 """
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import re
@@ -73,6 +75,11 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(displaced)
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether something else than a run killed at its very beginning put it there."""
+    return not _LEFT_BEHIND.fullmatch(path.name)
+
+
 def _sweep(folder: Path) -> None:
     """Remove what `replacing` had no time to."""
     left = [path for path in folder.rglob(".*") if _LEFT_BEHIND.fullmatch(path.name)]
@@ -115,6 +122,7 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._held: int | None = None
 
     @classmethod
     def check(cls, folder: Path, recipe: Recipe) -> None:
@@ -127,7 +135,7 @@ class Run:
                     f"{folder}: this run has another recipe ({'; '.join(changed)}); "
                     f"choose another --run-dir or undo the change"
                 )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
             raise RunError(f"{folder}: something else than a run is there; choose another --run-dir")
 
     @classmethod
@@ -138,11 +146,26 @@ class Run:
         """
         cls.check(folder, recipe)
         run = cls(folder)
-        if run.recipe_path.exists():
-            _sweep(folder)
-        else:
+        run._lock()
+        _sweep(folder)
+        if not run.recipe_path.exists():
             write_json(run.recipe_path, recipe.model_dump(mode="json"))
         return run
+
+    def _lock(self) -> None:
+        """Keep other processes out for as long as this object lives."""
+        lock = cache_root() / "locks" / hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()
+        with writing(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            self._held = os.open(lock, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise RunError(f"{self.folder}: another process is working on this run; wait for it or stop it") from None
+
+    def __del__(self):
+        if self._held is not None:
+            os.close(self._held)
 
     @classmethod
     def existing(cls, folder: Path) -> "Run":
@@ -200,6 +223,8 @@ class Run:
         """Add a line to the metrics; it is on disk when this returns."""
         with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of the metrics; one that a killed run left half-written, the last, is left out."""

@@ -1,6 +1,8 @@
 """One stage of a run, SFT or DPO: reference, gates, training from the start or the last checkpoint, the end."""
 
 import math
+import os
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,9 @@ def logprobs(
     """
     plan, corpus = examples.plan, examples.corpus
     parts = [weights, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
-    key = reference.key(*parts, computation.config, computation.compute, jax.__version__, jax.default_backend())
+    # The same sums come out in other last bits on another machine, and the first step's gate wants them equal.
+    machine = [jax.__version__, jax.devices()[0].device_kind, platform.machine(), os.cpu_count()]
+    key = reference.key(*parts, computation.config, computation.compute, *machine, os.environ.get("XLA_FLAGS"))
     with progress.bar(title, len(corpus)) as bar:
         path = cache / "references" / f"{key}.npy"
         return reference.column(path, plan, corpus, rows, computation.score, parameters, bar.to)
@@ -144,6 +148,10 @@ class Training:
                 measured = None
                 if self.heldout is not None and _due(number, settings.evaluate_every, steps):
                     measured = self.heldout.measure(state.parameters)
+                    if not math.isfinite(measured["loss"]):
+                        raise Diverged(
+                            f"{self.prepared.name}: after step {number} the held-out loss is not finite", number
+                        )
                     self._write("heldout", number, measured, {})
                 if self._is_saved(number):
                     checkpoints.save(number, state, measured["loss"] if measured else None)
@@ -198,7 +206,7 @@ class Training:
             tracker.log(name, kind, number, {**values, **timing})
 
     def _is_saved(self, number: int) -> bool:
-        """Whether a checkpoint is due. The last state becomes the stage's model at once, and needs one to be compared."""
+        """Whether a checkpoint is due; of the last state, which becomes the stage's model, only to be compared."""
         every = self.prepared.settings.checkpoint_every
         if number == self.prepared.steps:
             return bool(every) and self.prepared.settings.keep_best

@@ -1,5 +1,6 @@
 """Where metrics go besides metrics.jsonl: TensorBoard, and Weights & Biases where the extra is installed."""
 
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,10 +53,8 @@ class WandB:
     """A Weights & Biases run; its credentials are wandb's own business."""
 
     def __init__(self, project: str, recipe: Recipe):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise RecipeError("tracking.wandb: wandb is not installed; pip install 'bactrian[wandb]'") from error
+        import wandb  # pyright: ignore[reportMissingImports]
+
         self._run: Any = wandb.init(project=project, name=recipe.name, config=recipe.model_dump(mode="json"))
 
     def log(self, stage: str, kind: str, step: int, values: dict[str, float]) -> None:
@@ -64,6 +63,12 @@ class WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Raise `RecipeError` if a tracker that the recipe asks for is not installed."""
+    if recipe.tracking.wandb and importlib.util.find_spec("wandb") is None:
+        raise RecipeError("tracking.wandb: wandb is not installed; pip install 'bactrian[wandb]'")
 
 
 def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:

@@ -22,6 +22,7 @@ and the answer `Hello` it reads, after BOS if the tokenizer itself begins with o
 import hashlib
 import re
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -132,6 +133,8 @@ class Chat:
     def fingerprint(self) -> str:
         """Equal for two chats only if they give equal ids and equal masks."""
         parts = f"{_VERSION} {self.tokenizer.fingerprint} {self.format} {self.learn}"
+        if self.format == "model" and "strftime_now" in self.jinja():
+            parts += f" {date.today()}"  # the template writes the day into the text
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def jinja(self) -> str:

@@ -114,11 +114,6 @@ def specs(config: Config) -> dict[str, Any]:
     return tree
 
 
-def count_parameters(config: Config) -> int:
-    """How many numbers the model has; a tied embedding counts once."""
-    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs(config), is_leaf=_is_spec))
-
-
 def init(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
     """Fresh parameters: matrices normal with deviation 0.02, norms one, biases zero."""
     flat, tree = jax.tree.flatten(specs(config), is_leaf=_is_spec)

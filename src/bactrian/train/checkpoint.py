@@ -31,7 +31,9 @@ class Checkpoints:
             best_fn=(lambda metrics: metrics["loss"]) if keep_best else None,
             best_mode="min",
         )
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._folder = folder.resolve()
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:
         """The number of the last checkpoint, if there is one."""
@@ -63,9 +65,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
-            if "No space left on device" not in str(error):
+            if not any(reason in str(error) for reason in ("No space left on device", "Disk quota exceeded")):
                 raise
-            where = self._manager.directory
             raise RunError(
-                f"{where}: cannot write a checkpoint: the disk is full; free some space, run again"
+                f"{self._folder}: cannot write a checkpoint: the disk is full; free some space, run again"
             ) from error

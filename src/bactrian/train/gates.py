@@ -1,4 +1,4 @@
-"""What must hold before the first step; a run in which it does not says why and stops.
+"""What must hold at the first step; a run in which it does not says why and stops.
 
 Each check costs a forward pass of one microbatch or less, through the program that the reference pass has compiled.
 """
@@ -50,14 +50,14 @@ def check_reference(
         if not np.array_equal(values, references[example]):
             raise GateFailed(
                 f"example {example}: the policy's log-probabilities are {values}, the reference's "
-                f"{references[example]}; they must be equal before the first step"
+                f"{references[example]}; they must be equal before the first step: remove the cache's references/"
             )
         loss, _ = preference.dpo(values, references[example], 1.0)
         check_first_loss(float(loss), "float32")
 
 
 def check_first_loss(loss: float, dtype: str) -> None:
-    """DPO's loss before anything has changed is ln 2."""
+    """DPO's loss before anything has changed is ln 2: what the first step reports, which is of the state before it."""
     if not math.isclose(loss, math.log(2), abs_tol=TOLERANCES[dtype]):
         raise GateFailed(f"the first loss is {loss:.6f}; at the reference it must be ln 2 = {math.log(2):.6f}")
 
