@@ -140,8 +140,7 @@ def forward(
     """
     rotation = _rotation(config, places.positions)
 
-    def attend(queries, keys, values):
-        return attention.attend(queries, keys, values, places, config.sliding_window, compute.attention)
+    attend = attention.over(places, config.sliding_window, compute.attention)
 
     def one_layer(hidden_BTD: jax.Array, layer: Parameters):
         layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
@@ -274,8 +273,11 @@ def _rematerialized(one_layer, remat: Remat):
     if remat == "none":
         return one_layer
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else policies.nothing_saveable
-    return jax.checkpoint(one_layer, policy=policy)
+    if remat == "full":
+        return jax.checkpoint(one_layer, policy=policies.nothing_saveable)
+    products = policies.dots_with_no_batch_dims_saveable
+    attention_too = policies.save_from_both_policies(products, policies.save_only_these_names("attention"))
+    return jax.checkpoint(one_layer, policy=attention_too)
 
 
 def _is_spec(node: Any) -> bool:
