@@ -16,7 +16,7 @@ import numpy as np
 from bactrian.data.records import Batch, Example
 from bactrian.errors import DataError
 
-_LENGTHS = 8  # candidate row lengths: eighths of the capacity
+_LENGTHS = 16  # candidate row lengths: sixteenths of the capacity
 _GRAIN = 64  # row lengths are multiples of this
 _ROW_COST = 64  # what one more row costs beside its places, in places: few long rows beat many short ones
 _SAMPLED_UPDATES = 200  # enough to choose a row length by
@@ -173,8 +173,8 @@ def _best_length(
 ) -> int:
     step = max(1, len(order) // _SAMPLED_UPDATES)
     best = (np.inf, capacity)
-    for eighths in range(1, _LENGTHS + 1):
-        length = min(capacity, -(-capacity * eighths // (_LENGTHS * _GRAIN)) * _GRAIN)
+    for part in range(1, _LENGTHS + 1):
+        length = min(capacity, -(-capacity * part // (_LENGTHS * _GRAIN)) * _GRAIN)
         if length < longest:
             continue
         rows = [len(_pack(lengths, batch, length)) for batch in order[::step]]

@@ -56,7 +56,7 @@ def attend(
     groups = keys_BTGK.shape[2]
     queries = _cut((queries_BTHK * width**-0.5).reshape(rows, length, groups, heads // groups, width))
     keys, values = _cut(keys_BTGK[:, :, :, None]), _cut(values_BTGK[:, :, :, None])
-    mixed_NBGQK = _attend(window, queries, keys, values, _blocks_of(places), pairs)
+    mixed_NBGQK = jnp.asarray(_attend(window, queries, keys, values, _blocks_of(places), pairs))
     blocks = mixed_NBGQK.reshape(*mixed_NBGQK.shape[:3], heads // groups, -1, width)
     return blocks.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)[:, :length]
 
