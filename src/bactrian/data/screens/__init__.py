@@ -1,0 +1,46 @@
+"""What of the data is left out, and why: one screen per section of a recipe.
+
+A screen is a callable: a record → the reason why it is dropped, or None. It is made once per build and sees the records
+in the build's order; `duplicates`, `near_duplicates` and `contamination` remember what they saw.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from bactrian.data.screens import alike_answers, contamination, duplicates, language, length, substrings, turns
+from bactrian.data.screens.settings import (
+    AlikeAnswers,
+    Contamination,
+    Duplicates,
+    Language,
+    Length,
+    NearDuplicates,
+    Settings,
+    Substrings,
+    Turns,
+)
+from bactrian.data.screens.words import Record
+
+Screen = Callable[[Record], str | None]
+
+
+def make(settings: Settings) -> Screen:
+    """The screen that a section asks for. Raises `RecipeError`, and `DataError` for an evaluation set's file."""
+    match settings:
+        case Turns():
+            return turns.check
+        case Length():
+            return partial(length.check, settings)
+        case AlikeAnswers():
+            return partial(alike_answers.check, settings)
+        case Duplicates():
+            return duplicates.Exact(settings)
+        case NearDuplicates():
+            return duplicates.Near(settings)
+        case Language():
+            language.check_known(settings)
+            return partial(language.check, settings)
+        case Substrings():
+            return partial(substrings.check, substrings.wanted(settings))
+        case Contamination():
+            return contamination.Screen(settings)
