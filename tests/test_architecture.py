@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors",
-    "data.records recipe run progress tracking markdown gguf_file",
+    "data.records sections recipe run progress tracking markdown gguf_file",
     "data.tokenizer data.gguf_tokenizer data.chat data.template data.sources data.screen",
     "model.mesh model.hub model.attention model.safetensors_file",
     "data.corpus data.packing model.llama model.logprobs train.optimizer",

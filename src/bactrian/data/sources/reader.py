@@ -15,14 +15,14 @@ from typing import Any
 
 from bactrian.data.sources import fields
 from bactrian.errors import DataError
-from bactrian.recipe import Source
+from bactrian.recipe import File
 
 Rows = Iterator[tuple[str, Any]]
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(source: File) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row with its place, the first `source.limit` of them. Raises `DataError`, also where there is no row."""
     rows = _hub_rows(source) if source.path.startswith("hf:") else _file_rows(Path(source.path))
     empty = True
@@ -141,7 +141,7 @@ def _parquet_rows(path: Path) -> Rows:
         ) from None
 
 
-def _hub_rows(source: Source) -> Rows:
+def _hub_rows(source: File) -> Rows:
     """Rows of one split of a Hub dataset, from the library's cache once they are there."""
     import datasets
     from datasets.exceptions import DatasetsError
