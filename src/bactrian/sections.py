@@ -25,9 +25,7 @@ class Section(BaseModel):
 Whole = TypeVar("Whole", bound=Section)
 
 
-def read(
-    path: Path, overrides: Sequence[str], resolve_paths: Callable[[dict[str, Any], Path], None]
-) -> dict[str, Any]:
+def read(path: Path, overrides: Sequence[str], resolve_paths: Callable[[dict[str, Any], Path], None]) -> dict[str, Any]:
     """The tree of a recipe file with its overrides. `resolve_paths` makes a tree's paths absolute: those of the file
     are relative to its folder, those of overrides to the working folder. Raises `RecipeError`.
     """

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 from bactrian.data.sources import fields
 from bactrian.errors import DataError
@@ -65,11 +65,11 @@ def _not_utf8(where: str, byte: int) -> DataError:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def _open(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The file's content, and the file itself, whose place says how far it has been read."""
     try:
         with path.open("rb") as raw:
-            yield (gzip.GzipFile(fileobj=raw), raw) if path.suffix == ".gz" else (raw, raw)
+            yield (cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw), raw
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -77,7 +77,7 @@ def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 class _Pieces:
     """The bytes of a stream, piece by piece. `line` counts the lines that have been read, for errors, from 1."""
 
-    def __init__(self, path: Path, stream: IO[bytes]):
+    def __init__(self, path: Path, stream: BinaryIO):
         self.path, self.line = path, 1
         self._stream = stream
         self._given_back = b""

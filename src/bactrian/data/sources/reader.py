@@ -5,6 +5,7 @@ cannot be read is a `DataError` of one line. `chunks` cuts a source so that many
 are a function of the source alone.
 """
 
+import hashlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -57,6 +58,30 @@ def chunks(source: File) -> Iterator[Chunk]:
             break
     if empty:
         raise DataError(f"{source.path}: there is no row in it; write one, or take it out of the recipe")
+
+
+def size(source: File) -> int:
+    """How large a source is beside others, in megabytes; 1 where it cannot be known."""
+    path = Path(source.path)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return max(1, sum(file.stat().st_size for file in files if file.exists()) // 1_000_000)
+
+
+def fingerprint(source: File) -> str:
+    """Equal for two sources only if they have the same rows: of the bytes of their files. Raises `DataError`."""
+    if source.path.startswith("hf:"):
+        return f"{source.path} {source.split} {_hub_rows(source)._fingerprint}"
+    path = Path(source.path)
+    digest = hashlib.sha256()
+    try:
+        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as stream:
+                while piece := stream.read(1 << 20):
+                    digest.update(piece)
+    except OSError as error:
+        raise json_file.unreadable(path, error) from None
+    return digest.hexdigest()
 
 
 def decode(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
@@ -151,16 +176,20 @@ def _not_parquet(where: str, number: int, error: Exception) -> DataError:
 
 def _hub_chunks(source: File) -> Iterator[Chunk]:
     """Rows of one split of a Hub dataset, from the library's cache once they are there."""
+    rows = _hub_rows(source)
+    number = 1
+    for table in rows.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
+        yield Chunk(f"{source.path}:{source.split}", table, number, (number + len(table) - 1) / len(rows))
+        number += len(table)
+
+
+def _hub_rows(source: File) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
     name, _, revision = source.path.removeprefix("hf:").partition("@")
     try:
-        rows = datasets.load_dataset(name, split=source.split, revision=revision or None)
-        number = 1
-        for table in rows.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
-            yield Chunk(f"{source.path}:{source.split}", table, number, (number + len(table) - 1) / len(rows))
-            number += len(table)
+        return datasets.load_dataset(name, split=source.split, revision=revision or None)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source.path}: {_advice(error, source.split)} ({fields.shown(str(error), 200)})") from None
 
