@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at what the model will learn.", no_args_is_help=True)
+data_app = typer.Typer(help="Build data sets, and look at what the model will learn.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")]
@@ -174,6 +174,24 @@ def card(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fol
     existing = Run.existing(folder)
     report.plot(existing)
     typer.echo(cards.write(existing))
+
+
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A data recipe, a TOML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The data set's folder; if not given data/NAME.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many; if not given one for each core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
+) -> None:
+    """Build a data set: Parquet shards, and a ledger of every row. Run again, it goes on where it was cut short."""
+    from bactrian import build_verb
+
+    try:
+        build_verb.run(recipe, overrides or [], out, processes, as_json)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on with it", err=True)
+        raise typer.Exit(130) from None
 
 
 @data_app.command("show")

@@ -4,14 +4,17 @@
 that cannot be read stops everything with a line that names it: what is wrong with a file is never skipped.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bactrian.data.records import Conversation, Preference
+from bactrian.data.chat import Chat
+from bactrian.data.records import Conversation, Dropped, Preference, Record
 from bactrian.data.sources import alpaca, fields, hh, messages, preference, reader
 from bactrian.errors import DataError
-from bactrian.recipe import Layout, Source
+from bactrian.recipe import File, Layout, Source
+
+Parser = Callable[[dict[str, Any], str], Iterable[Record | Dropped]]
 
 _PARSERS: dict[Layout, Callable[[dict[str, Any], str], Conversation | Preference]] = {
     "messages": messages.parse,
@@ -30,6 +33,15 @@ def load(source: Source) -> Iterator[Conversation | Preference]:
 def parse(layout: Layout, row: dict[str, Any], where: str) -> Conversation | Preference:
     """The record in one row; `where` names the row in errors, as `pairs.jsonl:12`. Raises `DataError`."""
     return _PARSERS[layout](row, where)
+
+
+def parser(source: File, chat: Chat | None) -> Parser:
+    """What makes records of a row of this source, and of its place; a row may give several, or none and why.
+
+    The parser raises `DataError` where the row does not fit. `chat`: of the layouts that are cut at a length.
+    """
+    layout: Layout = source.format  # pyright: ignore[reportAttributeAccessIssue]  (each kind of source has its own)
+    return lambda row, where: (parse(layout, row, where),)
 
 
 def layout_of(path: Path) -> Layout:

@@ -1,0 +1,31 @@
+"""The screens that a build can have: which recipe section makes which.
+
+A screen is `record -> reason | None`: why the record is dropped, by its name in the ledger. A section whose class says
+`in_order` makes a screen that remembers what it has seen: it sees the records of all sources in the build's order, in
+one process. The others may run in many.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from bactrian.data import screen
+from bactrian.data.chat import Chat
+from bactrian.data.records import Record
+from bactrian.sections import Section
+
+Screen = Callable[[Record], str | None]
+
+
+class Unusable(Section):
+    """Records with nothing to learn from: no last answer, or answers that do not differ."""
+
+    kind: Literal["unusable"]
+    in_order: ClassVar[bool] = False
+
+
+ScreenSection = Unusable  # with more kinds: Annotated[Unusable | Another, Field(discriminator="kind")]
+
+
+def make(section: ScreenSection, chat: Chat | None) -> Screen:
+    """The screen of a section. `chat` is the recipe's [tokenizer], where it has one. Raises `RecipeError`."""
+    return screen.unusable

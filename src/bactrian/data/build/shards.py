@@ -1,0 +1,134 @@
+"""Parquet shards of a data set, each written whole, with the schema of the published ones.
+
+Conversations: `dataset`, `id`, `messages`, as allenai/tulu-v2-sft-mixture. Pairs: `dataset`, `id`, `prompt`, `chosen`,
+`rejected`, the last two whole conversations, as HuggingFaceH4/ultrafeedback_binarized.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bactrian.data.build import store
+from bactrian.data.chat import Chat
+from bactrian.data.records import Conversation, Messages, Preference, Record
+from bactrian.errors import ChatError, DataError
+from bactrian.run import replacing
+
+_GROUP = 1000  # rows in a row group: what a writer holds in memory
+
+
+class Task(NamedTuple):
+    """One shard: the places of its records in the store, int64 [rows, 4]: source, chunk, offset, length."""
+
+    number: int
+    of: int
+    places: np.ndarray
+
+
+class Done(NamedTuple):
+    """Rows of a shard, and by source how many tokens they have and how many of them are learnt."""
+
+    number: int
+    rows: int
+    tokens: dict[int, int]
+    learned: dict[int, int]
+
+
+def name(number: int, of: int) -> str:
+    return f"train-{number:05}-of-{of:05}.parquet"
+
+
+def start(chat: Chat | None, parts: Path, out: Path) -> Callable[[Task], Done]:
+    """What writes a shard of the records in `parts` into `out`. Raises `DataError`, also where a chat cannot render."""
+    reader = store.Reader(parts)
+
+    def write(task: Task) -> Done:
+        done = Done(task.number, len(task.places), {}, {})
+        with replacing(out / name(task.number, task.of)) as temporary:
+            _write(temporary, _groups(task, reader, chat, done))
+        with replacing(_count_path(parts, task.number)) as temporary:
+            temporary.write_text(json.dumps([done.rows, done.tokens, done.learned]), encoding="utf-8")
+        return done
+
+    return write
+
+
+def finished(parts: Path, out: Path, number: int, of: int) -> Done | None:
+    """The counts of a shard that is there already."""
+    path = _count_path(parts, number)
+    if not path.exists() or not (out / name(number, of)).exists():
+        return None
+    rows, tokens, learned = json.loads(path.read_text(encoding="utf-8"))
+    return Done(number, rows, *({int(key): value for key, value in each.items()} for each in (tokens, learned)))
+
+
+def _count_path(parts: Path, number: int) -> Path:
+    return parts / f"shard-{number:05}.json"
+
+
+def _groups(task: Task, reader: store.Reader, chat: Chat | None, done: Done) -> Iterator[list[Record]]:
+    for begin in range(0, len(task.places), _GROUP):
+        places = task.places[begin : begin + _GROUP].tolist()
+        records = [reader.record(*place) for place in places]
+        if chat is not None:
+            _count(records, [place[0] for place in places], chat, done)
+        yield records
+
+
+def _count(records: Sequence[Record], sources: Sequence[int], chat: Chat, done: Done) -> None:
+    for record, source in zip(records, sources, strict=True):
+        try:
+            example = (
+                chat.render_preference(record) if isinstance(record, Preference) else chat.render_conversation(record)
+            )
+        except ChatError as error:
+            raise DataError(f"{error}; or leave [tokenizer] out of the recipe") from None
+        done.tokens[source] = done.tokens.get(source, 0) + len(example.tokens)
+        done.learned[source] = done.learned.get(source, 0) + int(example.learn.sum())
+
+
+def _write(path: Path, groups: Iterator[list[Record]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    turns = pyarrow.list_(message)
+    writer = None
+    try:
+        for records in groups:
+            columns = _columns(records)
+            types = {key: turns if key in ("messages", "chosen", "rejected") else pyarrow.string() for key in columns}
+            schema = pyarrow.schema(list(types.items()))
+            writer = writer or parquet.ParquetWriter(path, schema, compression="zstd")
+            writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "dataset": [record.dataset for record in records],
+        "id": [record.id for record in records],
+    }
+    conversations = [record.messages for record in records if isinstance(record, Conversation)]
+    if len(conversations) == len(records):
+        return {**columns, "messages": [_turns(messages) for messages in conversations]}
+    pairs = [record.branches for record in records if isinstance(record, Preference)]
+    if len(pairs) < len(records) or any(len(pair) != 2 for pair in pairs):
+        raise DataError(
+            f"{records[0].where}: a data set holds conversations alone or pairs alone; build the others on their own"
+        )
+    return {
+        **columns,
+        "prompt": [next((turn.content for turn in chosen if turn.role == "user"), "") for chosen, _ in pairs],
+        "chosen": [_turns(chosen) for chosen, _ in pairs],
+        "rejected": [_turns(rejected) for _, rejected in pairs],
+    }
+
+
+def _turns(messages: Messages) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in messages]
