@@ -7,7 +7,7 @@ room takes its own section; only `pipeline` and `cli` see a whole recipe.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ from bactrian.sections import Section
 StageName = Literal["sft", "dpo"]
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
 Layout = Literal["messages", "preference", "hh", "alpaca"]
+PublishedLayout = Literal["dolly", "flan", "lima", "open_orca", "science", "ultrachat", "wizardlm"]
+LAYOUTS: tuple[Layout | PublishedLayout, ...] = (*get_args(Layout), *get_args(PublishedLayout))
 
 
 class Model(Section):

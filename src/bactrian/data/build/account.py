@@ -10,9 +10,10 @@ import numpy as np
 from bactrian import progress
 from bactrian.data import mixture
 from bactrian.data.build import screening, shards, store
-from bactrian.data.build.recipe import Build, Share
+from bactrian.data.build.recipe import Build
 from bactrian.data.chat import Chat
 from bactrian.data.mixture import Part
+from bactrian.data.sources.kinds import Share
 from bactrian.errors import DataError
 
 _BAD_SHOWN = 10  # errors of one source that the ledger quotes
@@ -128,7 +129,7 @@ def ledger(recipe: Build, records: Sequence[Records], done: Sequence[shards.Done
     """What became of every record, by source. `counted`: whether there was a tokenizer to count tokens with."""
     entries = []
     for number, (source, each) in enumerate(zip(recipe.sources, records, strict=True)):
-        entry = {"name": source.name, "path": source.path, "format": getattr(source, "format", None)}
+        entry = {"name": source.name, "path": source.path, "format": source.format}
         entry |= {"licence": source.licence, **each.ledger(recipe.mixture.draw == "before_screens")}
         entry["tokens"] = sum(shard.tokens.get(number, 0) for shard in done) if counted else None
         entry["learned_tokens"] = sum(shard.learned.get(number, 0) for shard in done) if counted else None

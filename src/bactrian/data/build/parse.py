@@ -12,6 +12,7 @@ from bactrian.data.build.screening import Screen
 from bactrian.data.chat import Chat
 from bactrian.data.records import Dropped, Record
 from bactrian.data.sources import reader
+from bactrian.data.sources.kinds import Share
 from bactrian.errors import DataError
 
 _BAD_SHOWN = 5  # errors of one chunk that are kept for the ledger
@@ -35,14 +36,14 @@ class Done(NamedTuple):
 
 def start(recipe: Build, chat: Chat | None, folder: Path) -> Callable[[Task], Done]:
     """What parses a chunk and keeps it in `folder`. Raises `DataError` at a row that does not fit, if that stops."""
-    parsers = [sources.parser(source, chat) for source in recipe.sources]
+    parsers = [sources.parser(source, chat and chat.tokenizer) for source in recipe.sources]
     screens = [screening.make(section, chat) for section in recipe.screens if not section.in_order]
 
     def parse(task: Task) -> Done:
         source = recipe.sources[task.source]
         index = store.Index(rows=len(task.chunk.rows))
         kept: list[bytes] = []
-        for found in _records(task.chunk, parsers[task.source], source.name):
+        for found in _records(task.chunk, parsers[task.source], source):
             if isinstance(found, DataError):
                 if recipe.build.on_bad_row == "stop":
                     raise found
@@ -61,7 +62,7 @@ def start(recipe: Build, chat: Chat | None, folder: Path) -> Callable[[Task], Do
     return parse
 
 
-def _records(chunk: reader.Chunk, parser: sources.Parser, name: str) -> Iterator[Record | Dropped | DataError]:
+def _records(chunk: reader.Chunk, parser: sources.Parser, source: Share) -> Iterator[Record | Dropped | DataError]:
     for where, row in reader.decode(chunk):
         if isinstance(row, DataError):
             yield row
@@ -76,8 +77,10 @@ def _records(chunk: reader.Chunk, parser: sources.Parser, name: str) -> Iterator
             if isinstance(each, Dropped):
                 yield each
             else:
-                given = each.id or (f"{name}_{number}" if len(found) == 1 else f"{name}_{number}_{part}")
-                yield replace(each, id=given, dataset=each.dataset or name)
+                # A published data set names its rows; what a raw row calls itself is unique in its own source alone.
+                name = each.id or (str(number) if len(found) == 1 else f"{number}_{part}")
+                whole = name if each.id and each.dataset else f"{source.name}_{name}"
+                yield replace(each, id=whole, dataset=each.dataset or source.name)
 
 
 def _reason(record: Record, screens: list[Screen]) -> str | None:

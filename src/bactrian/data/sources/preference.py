@@ -17,7 +17,8 @@ from bactrian.errors import DataError
 
 def parse(row: dict[str, Any], where: str) -> Preference:
     """A pair, chosen first. Raises `DataError`."""
-    return Preference((_branch(row, "chosen", where), _branch(row, "rejected", where)), where)
+    branches = (_branch(row, "chosen", where), _branch(row, "rejected", where))
+    return Preference(branches, where, fields.name(row, "id", "prompt_id"), fields.name(row, "dataset"))
 
 
 def _branch(row: dict[str, Any], key: str, where: str) -> Messages:
