@@ -1,6 +1,6 @@
 """Scored answers to one prompt → which of them are compared: pairs, or one ranking, by a named policy.
 
-best_random:  the best with any one of the others, at random, even if it is as good (HuggingFaceH4/ultrafeedback_binarized)
+best_random:  the best with any other, at random, even if it is as good (HuggingFaceH4/ultrafeedback_binarized)
 best_lower:   the best with one that is worse, at random (argilla/ultrafeedback-binarized-preferences-cleaned)
 best_worst:   the best with the worst
 all_pairs:    every two, the better one first

@@ -1,30 +1,30 @@
 """What of the data is left out, and why: one screen per section of a recipe.
 
 A screen is a callable: a record → the reason why it is dropped, or None. It is made once per build and sees the records
-in the build's order; `duplicates`, `near_duplicates` and `contamination` remember what they saw.
+in the build's order; `duplicates` and `near_duplicates` remember what they saw.
 """
 
 from collections.abc import Callable
 from functools import partial
 
+from bactrian.data.records import Record
 from bactrian.data.screens import alike_answers, contamination, duplicates, language, length, substrings, turns
 from bactrian.data.screens.settings import (
     AlikeAnswers,
     Contamination,
     Duplicates,
+    Kinds,
     Language,
     Length,
     NearDuplicates,
-    Settings,
     Substrings,
     Turns,
 )
-from bactrian.data.screens.words import Record
 
 Screen = Callable[[Record], str | None]
 
 
-def make(settings: Settings) -> Screen:
+def make(settings: Kinds) -> Screen:
     """The screen that a section asks for. Raises `RecipeError`, and `DataError` for an evaluation set's file."""
     match settings:
         case Turns():

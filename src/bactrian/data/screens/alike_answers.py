@@ -6,10 +6,9 @@ near_identical_answers:  two answers have nearly all runs of three words in comm
 
 import itertools
 
-from bactrian.data.records import Conversation
+from bactrian.data.records import Conversation, Record
 from bactrian.data.screens import words
 from bactrian.data.screens.settings import AlikeAnswers
-from bactrian.data.screens.words import Record
 
 _RUN = 3
 
@@ -24,7 +23,9 @@ def check(settings: AlikeAnswers, record: Record) -> str | None:
     if any(answers[i] == answers[j] and (answers[i] or _raw(record, i) == _raw(record, j)) for i, j in pairs):
         return "identical_answers"
     runs = [words.shingles(answer, _RUN) for answer in answers]
-    return "near_identical_answers" if any(_jaccard(runs[i], runs[j]) >= settings.similarity for i, j in pairs) else None
+    return (
+        "near_identical_answers" if any(_jaccard(runs[i], runs[j]) >= settings.similarity for i, j in pairs) else None
+    )
 
 
 def _raw(record: Record, branch: int) -> str:

@@ -6,14 +6,13 @@ takes 512 bytes, and the index about as much again.
 
 import hashlib
 import zlib
+from functools import partial
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 
-from bactrian.data.records import Conversation
+from bactrian.data.records import Conversation, Record
 from bactrian.data.screens import words
 from bactrian.data.screens.settings import Duplicates, NearDuplicates
-from bactrian.data.screens.words import Record
 
 _RUN = 3
 _PERMUTATIONS = 128  # an estimated similarity is off by 0.035 or less, two times in three (at 0.8)
@@ -38,13 +37,16 @@ class Near:
     """`near_duplicate`: so many runs of three words in common with something that came before."""
 
     def __init__(self, settings: NearDuplicates):
+        from datasketch import MinHash, MinHashLSH
+
         self._settings = settings
+        self._signature = partial(MinHash, num_perm=_PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
         self._index = MinHashLSH(threshold=settings.similarity, num_perm=_PERMUTATIONS, hashfunc=_short)
         self._kept: list[np.ndarray] = []
 
     def __call__(self, record: Record) -> str | None:
         text = _text(record, self._settings.of)
-        signature = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
+        signature = self._signature()
         signature.update_batch([run.encode() for run in words.shingles(text.split(), _RUN)])
         # The index finds candidates; their signatures say how alike they are.
         for candidate in self._index.query(signature):

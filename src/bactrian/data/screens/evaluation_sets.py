@@ -42,13 +42,14 @@ class Question(NamedTuple):
 
 def read(evaluation: EvaluationSet) -> Iterator[Question]:
     """The questions of one set. Raises `DataError`, also where a row is not laid out as the set's rows are."""
+    named = evaluation.name or evaluation.layout
     for where, row in _rows(evaluation.path):
         if evaluation.layout == "mt_bench":
             turns = row.get("turns")
             if not isinstance(turns, list) or not turns:
                 raise _foreign(where, "turns", evaluation)
             for index, turn in enumerate(turns):
-                yield Question(fields.text(turn, f"turns[{index}]", where), (), evaluation.layout, where)
+                yield Question(fields.text(turn, f"turns[{index}]", where), (), named, where)
             continue
         key = next((key for key in _KEYS[evaluation.layout] if row.get(key) is not None), None)
         if key is None:
@@ -57,7 +58,7 @@ def read(evaluation: EvaluationSet) -> Iterator[Question]:
         if not isinstance(choices, list | tuple):
             raise _foreign(where, "choices", evaluation)
         texts = tuple(fields.text(choice, f"choices[{index}]", where) for index, choice in enumerate(choices))
-        yield Question(fields.text(row[key], key, where), texts, evaluation.layout, where)
+        yield Question(fields.text(row[key], key, where), texts, named, where)
 
 
 def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,9 +9,9 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from bactrian.data.records import Record
 from bactrian.data.screens import words
 from bactrian.data.screens.settings import Language
-from bactrian.data.screens.words import Record
 from bactrian.errors import RecipeError
 
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)

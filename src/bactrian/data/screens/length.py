@@ -1,8 +1,8 @@
 """Screen `length`: too_long, in characters or in turns."""
 
+from bactrian.data.records import Record
 from bactrian.data.screens import words
 from bactrian.data.screens.settings import Length
-from bactrian.data.screens.words import Record
 
 
 def check(settings: Length, record: Record) -> str | None:

@@ -4,9 +4,9 @@ The list `tulu_provenance` is that of open-instruct (scripts/data/sft_v1_v2/refo
 other models and their makers, so that a model does not take itself for one. It drops palms and Claude Monet too.
 """
 
+from bactrian.data.records import Record
 from bactrian.data.screens import words
 from bactrian.data.screens.settings import Substrings
-from bactrian.data.screens.words import Record
 from bactrian.errors import RecipeError
 
 # GPT-3.5 and the like are in GPT-3.

@@ -11,9 +11,8 @@ empty_turn:      a user's or an assistant's turn is blank
 
 import re
 
-from bactrian.data.records import Messages
+from bactrian.data.records import Messages, Record
 from bactrian.data.screens import words
-from bactrian.data.screens.words import Record
 
 # Tab, line ends, form feed and escape (colours of a terminal, pasted) are found in good data.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")

@@ -4,9 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from bactrian.data.records import Conversation, Messages, Preference
-
-Record = Conversation | Preference
+from bactrian.data.records import Conversation, Messages, Record
 
 _WORD = re.compile(r"[^\W_]+")
 _MARK = re.compile(r"[^\w\s]|_")

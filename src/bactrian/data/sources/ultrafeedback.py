@@ -54,9 +54,7 @@ def parse(settings: UltraFeedback, row: dict[str, Any], where: str) -> Iterator[
         if isinstance(chosen, str):
             yield Dropped(chosen, where)
             continue
-        branches = tuple(
-            (Message("user", instruction), Message("assistant", answers[index].text)) for index in chosen
-        )
+        branches = tuple((Message("user", instruction), Message("assistant", answers[index].text)) for index in chosen)
         dataset = f"{settings.name}.{origin}" if origin else settings.name
         yield Preference(branches, where, dataset=dataset, scores=tuple(scores[index] for index in chosen))
 
@@ -97,7 +95,7 @@ def _doubt(mean: float | None) -> str:
 
 def _overall(completion: dict[str, Any], name: str, where: str) -> float | None:
     value = completion.get("overall_score")
-    return None if value is None or value == "N/A" else _number(value, f"{name}.overall_score", where)
+    return None if value is None or value == "N/A" else fields.number(value, f"{name}.overall_score", where)
 
 
 def _mean_of_aspects(completion: dict[str, Any], name: str, where: str) -> float | None:
@@ -109,15 +107,5 @@ def _mean_of_aspects(completion: dict[str, Any], name: str, where: str) -> float
         rated = annotations.get(aspect)
         rating = rated.get("Rating") if isinstance(rated, dict) else None
         if rating is not None and rating != "N/A":
-            ratings.append(_number(rating, f"{name}.annotations.{aspect}.Rating", where))
+            ratings.append(fields.number(rating, f"{name}.annotations.{aspect}.Rating", where))
     return sum(ratings) / len(ratings) if ratings else None
-
-
-def _number(value: Any, name: str, where: str) -> float:
-    try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else float("nan")
-    except ValueError:
-        number = float("nan")
-    if not -1e9 < number < 1e9:
-        raise DataError(f"{where}: {name} is {fields.shown(repr(value))}, not a number; repair or remove the row")
-    return number
