@@ -22,7 +22,7 @@ import numpy as np
 
 from bactrian import progress, run
 from bactrian.data import workers
-from bactrian.data.build import account, evidence, parse, shards, store
+from bactrian.data.build import account, evidence, parse, screening, shards, store
 from bactrian.data.build.recipe import Build
 from bactrian.data.chat import Chat
 from bactrian.data.sources import reader
@@ -56,6 +56,8 @@ def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = N
 def _key(recipe: Build, chat: Chat | None) -> str:
     """Equal for two builds only if they give the same bytes."""
     digest = hashlib.sha256(f"{VERSION} {chat and chat.fingerprint} {recipe.model_dump_json()}".encode())
+    for section in recipe.screens:
+        digest.update(screening.fingerprint(section).encode())
     for source in recipe.sources:
         digest.update(reader.fingerprint(source).encode())
     return digest.hexdigest()[:32]

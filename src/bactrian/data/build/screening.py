@@ -26,6 +26,11 @@ class Unusable(Section):
 ScreenSection = Annotated[Unusable | Kinds, Field(discriminator="kind")]
 
 
+def fingerprint(section: ScreenSection) -> str:
+    """Equal for two sections only if what they read is; what is wrong with a section is raised here, in good time."""
+    return "" if isinstance(section, Unusable) else screens.check(section)
+
+
 def make(section: ScreenSection, chat: Chat | None) -> Screen:
     """The screen of a section. `chat` is the recipe's [tokenizer], where it has one. Raises `RecipeError`."""
     return screen.unusable if isinstance(section, Unusable) else screens.make(section)

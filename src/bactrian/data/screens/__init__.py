@@ -4,11 +4,21 @@ A screen is a callable: a record → the reason why it is dropped, or None. It i
 in the build's order; `duplicates` and `near_duplicates` remember what they saw.
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 
 from bactrian.data.records import Record
-from bactrian.data.screens import alike_answers, contamination, duplicates, language, length, substrings, turns
+from bactrian.data.screens import (
+    alike_answers,
+    contamination,
+    duplicates,
+    evaluation_sets,
+    language,
+    length,
+    substrings,
+    turns,
+)
 from bactrian.data.screens.settings import (
     AlikeAnswers,
     Contamination,
@@ -22,6 +32,19 @@ from bactrian.data.screens.settings import (
 )
 
 Screen = Callable[[Record], str | None]
+
+
+def check(settings: Kinds) -> str:
+    """What a screen needs beside its section is there; equal for two only if that is equal. Raises `InputError`s."""
+    match settings:
+        case Language():
+            language.check_known(settings)
+        case Substrings():
+            substrings.wanted(settings)
+        case Contamination():
+            questions = [question for each in settings.against for question in evaluation_sets.read(each)]
+            return hashlib.sha256(repr([(*question[:3],) for question in questions]).encode()).hexdigest()
+    return ""
 
 
 def make(settings: Kinds) -> Screen:
@@ -38,7 +61,6 @@ def make(settings: Kinds) -> Screen:
         case NearDuplicates():
             return duplicates.Near(settings)
         case Language():
-            language.check_known(settings)
             return partial(language.check, settings)
         case Substrings():
             return partial(substrings.check, substrings.wanted(settings))
