@@ -7,6 +7,7 @@ takes 512 bytes, and the index about as much again.
 import hashlib
 import zlib
 from functools import partial
+from typing import cast
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Near:
         signature = self._signature()
         signature.update_batch([run.encode() for run in words.shingles(text.split(), _RUN)])
         # The index finds candidates; their signatures say how alike they are.
-        for candidate in self._index.query(signature):
+        for candidate in cast(list[int], self._index.query(signature)):
             if np.mean(self._kept[candidate] == signature.hashvalues) >= self._settings.similarity:
                 return "near_duplicate"
         self._index.insert(len(self._kept), signature, check_duplication=False)
