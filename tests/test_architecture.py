@@ -24,7 +24,7 @@ ORDER = [
     "data.records sections recipe run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.gguf_tokenizer data.chat data.template data.sources data.screen",
     "model.mesh model.hub model.attention model.safetensors_file",
-    "data.workers data.corpus data.packing model.llama model.logprobs train.optimizer",
+    "data.workers data.tokenizing data.corpus data.packing model.llama model.logprobs train.optimizer",
     "model.gguf_weights model.hf_config",
     "data.mixture model.weights model.lora",
     "data.build",

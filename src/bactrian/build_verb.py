@@ -11,6 +11,7 @@ from rich.table import Table
 from bactrian import progress
 from bactrian.data import build, tokenizer
 from bactrian.data.build import recipe as recipes
+from bactrian.data.build.recipe import Build
 from bactrian.data.chat import Chat
 from bactrian.model import hub
 
@@ -19,16 +20,20 @@ def run(path: Path, overrides: Sequence[str], out: Path | None, processes: int |
     """Build the data set of a recipe file and print its ledger. Raises `InputError`s."""
     recipe = recipes.load(path, overrides)
     folder = out or Path("data") / recipe.name
-    chat = None
-    if recipe.tokenizer is not None:
-        chat = Chat(tokenizer.load(hub.locate_tokenizer(recipe.tokenizer.source)), recipe.tokenizer.chat)
-    ledger = build.build(recipe, chat, folder, processes)
+    ledger = build.build(recipe, _chat(recipe), folder, processes)
     if as_json:
         print(json.dumps(ledger, ensure_ascii=False))
     else:
         _print(ledger)
     rows, account = f"{ledger['written']:,} in {folder}", folder / "ledger.json"
     progress.say(f"done: {folder}\n  rows             {rows}\n  account          {account}")
+
+
+def _chat(recipe: Build) -> Chat | None:
+    """What the recipe counts tokens with."""
+    if recipe.tokenizer is None:
+        return None
+    return Chat(tokenizer.load(hub.locate_tokenizer(recipe.tokenizer.source)), recipe.tokenizer.chat)
 
 
 def _print(ledger: dict[str, Any]) -> None:

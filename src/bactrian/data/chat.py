@@ -225,9 +225,11 @@ class Chat:
         pieces: list[str | int] = []
         at = 0
         for match in self._special.finditer(text):
-            pieces += [text[at : match.start()].translate(back), self.tokenizer.special[match.group()]]
+            pieces += [text[at : match.start()], self.tokenizer.special[match.group()]]
             at = match.end()
-        return [piece for piece in [*pieces, text[at:].translate(back)] if piece != ""]
+        given_back = (piece.translate(back) if back and isinstance(piece, str) else piece for piece in pieces)
+        last = text[at:].translate(back) if back else text[at:]
+        return [piece for piece in [*given_back, last] if piece != ""]
 
     @cached_property
     def _special(self) -> re.Pattern[str]:

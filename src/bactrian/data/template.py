@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, ClassVar, NamedTuple
 
 import jinja2
@@ -81,26 +81,24 @@ def has_marks(template: str) -> bool:
 
 def render_marked(template: str, messages: Messages, tokens: dict[str, str]) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and the spans of it that the template marks. Raises `ChatError` as `render` does."""
-    taken = set(chain(template, *tokens.values(), *(message.content for message in messages)))
-    begin, end = (char for char, _ in zip(_private(taken), range(2), strict=False))
+    begin, end = islice(_private([template, *tokens.values(), *(message.content for message in messages)]), 2)
     written = render(template, messages, {**tokens, _BEGIN: begin, _END: end}, generate=False)
     pieces: list[str] = []
     spans: list[tuple[int, int]] = []
-    at = opened = 0
-    for piece in re.split(f"([{begin}{end}])", written):
-        if piece == begin:
-            opened = at
-        elif piece == end:
-            spans.append((opened, at))
-        else:
-            pieces.append(piece)
-            at += len(piece)
+    at = 0
+    for part in written.split(begin):
+        marked, closed, after = part.partition(end)
+        if closed:
+            spans.append((at, at + len(marked)))
+        pieces += [marked, after]
+        at += len(marked) + len(after)
     return "".join(pieces), spans
 
 
-def _private(taken: Collection[str]) -> Iterator[str]:
-    """Characters that stand for nothing, other than those taken."""
-    return (chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in taken)
+def _private(texts: Sequence[str]) -> Iterator[str]:
+    """Characters that stand for nothing, and are in none of the texts."""
+    characters = map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
+    return (char for char in characters if not any(char in text for text in texts))
 
 
 class Disguise(NamedTuple):
@@ -120,8 +118,8 @@ def disguise(messages: Messages, special: Collection[str], template: str) -> Dis
     if not any(places):
         return Disguise(messages, {})
     swapped = sorted({message.content[i] for message, found in zip(messages, places, strict=True) for i in found})
-    taken = set(chain(template, *special, *(message.content for message in messages)))
-    swap = dict(zip(swapped, _private(taken), strict=False))
+    free = _private([template, *special, *(message.content for message in messages)])
+    swap = dict(zip(swapped, free, strict=False))
     disguised = tuple(
         Message(message.role, "".join(swap[c] if i in found else c for i, c in enumerate(message.content)))
         for message, found in zip(messages, places, strict=True)

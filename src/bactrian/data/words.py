@@ -3,8 +3,8 @@
 Two facts are used, each only where the tokenizer's own rules prove it.
 
 No merge crosses the beginning of a word. Where a byte-pair vocabulary writes spaces as `▁` and has no merge of
-something else with a following `▁`, a text can be cut in front of every run of spaces, and around line ends if they are
-in no merge; equal words have equal tokens, which are remembered.
+something else with a following `▁`, a text can be cut in front of every run of spaces, and around every character that
+is in no merge; equal words have equal tokens, which are remembered.
 
 A token is so many bytes. Where nothing but spaces is rewritten, the bytes that tokens stand for add up to those of the
 text, so that a sum says where each stands. Where they do not add up, the engine is asked for the places.
@@ -13,10 +13,9 @@ text, so that a sum says where each stands. Where they do not add up, the engine
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +27,7 @@ from bactrian.data.plain_text import Json
 _SPACE = "▁"
 _REMEMBERED = 100_000  # words: some 25 MB
 _LONG = 40  # characters of a word that is not worth remembering
+_TOGETHER = 200  # words cut as one text
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -71,20 +71,26 @@ class _Cutter:
     def encode(self, texts: list[str]) -> list[Cut]:
         if not texts:
             return []
-        listed = self.words.encode(texts) if self.words is not None else self._engine_ids(texts)
-        return [self._placed(text, np.fromiter(ids, np.int32)) for text, ids in zip(texts, listed, strict=True)]
+        if self.words is not None:
+            each = [np.frombuffer(ids, np.int32) for ids in self.words.encode(texts)]
+        else:
+            found = self.engine.encode_batch_fast(texts, add_special_tokens=False)
+            each = [np.array(one.ids, np.int32) for one in found]
+        if self.lengths is None:
+            return [_asked(self.engine, text) for text in texts]
+        sizes = np.split(self.lengths[np.concatenate(each)], np.cumsum([len(ids) for ids in each])[:-1])
+        return [self._placed(*columns) for columns in zip(texts, each, sizes, strict=True)]
 
-    def _engine_ids(self, texts: list[str]) -> Iterable[list[int]]:
-        return (found.ids for found in self.engine.encode_batch_fast(texts, add_special_tokens=False))
-
-    def _placed(self, text: str, ids: np.ndarray) -> Cut:
-        if self.lengths is not None and (text.isascii() or not self.composed or unicodedata.is_normalized("NFC", text)):
-            ends = self.lengths[ids].cumsum()
+    def _placed(self, text: str, ids: np.ndarray, sizes: np.ndarray) -> Cut:
+        is_ascii = text.isascii()
+        if is_ascii or not self.composed or unicodedata.is_normalized("NFC", text):
+            ends = sizes.cumsum()
             # A space that was put in front is no byte of the text.
-            added = int(ends[-1]) - len(text.encode()) if len(ends) else 0
-            if added in (0, 1):
-                begins = ends - self.lengths[ids] - added
-                return Cut(ids, np.maximum(begins, 0), ends - added)
+            added = int(ends[-1]) - (len(text) if is_ascii else len(text.encode())) if len(ends) else 0
+            if added == 0:
+                return Cut(ids, ends - sizes, ends)
+            if added == 1:
+                return Cut(ids, np.maximum(ends - sizes - 1, 0), ends - 1)
         return _asked(self.engine, text)
 
 
@@ -97,28 +103,69 @@ def _asked(engine: Engine, text: str) -> Cut:
     return Cut(np.array(found.ids, np.int32), places[spans[:, 0]], places[spans[:, 1]])
 
 
+class _Known(dict[str, bytes | bytearray]):
+    """Words and their tokens, int32 in bytes. What is asked for and not known is listed in `new`, to be filled in."""
+
+    def __init__(self, older: "dict[str, bytes | bytearray]"):
+        self.older = older
+        self.new: list[str] = []
+
+    def __missing__(self, word: str) -> bytes | bytearray:
+        tokens = self.older.get(word)
+        if tokens is None:
+            tokens = bytearray()
+            self.new.append(word)
+        self[word] = tokens
+        return tokens
+
+
 @dataclass
 class _Words:
-    """Words and their tokens, remembered. `bare` cuts a word whose spaces are written already."""
+    """Words and their tokens, remembered. `bare` cuts words whose spaces are written already.
+
+    separator: a character in no merge, so that many words can be cut as one text; its token. None if there is none.
+    """
 
     bare: Engine
     pattern: re.Pattern[str]
     prefix: str
     unless_there: bool
-    known: dict[str, list[int]] = field(default_factory=dict)
+    separator: tuple[str, int] | None
+    known: _Known = field(default_factory=lambda: _Known({}))
 
-    def encode(self, texts: list[str]) -> list[Iterable[int]]:
+    def encode(self, texts: list[str]) -> list[bytes]:
+        """The tokens of each text, int32 in bytes: words are looked up and joined, never handled token by token."""
         if len(self.known) > _REMEMBERED:
-            self.known.clear()
-        cut = [self.pattern.findall(self._written(text)) for text in texts]
-        missing = list(set(chain.from_iterable(cut)) - self.known.keys())
-        found = self.bare.encode_batch_fast(missing, add_special_tokens=False)
-        self.known.update(zip(missing, (each.ids for each in found), strict=True))
-        ids: list[Iterable[int]] = [list(chain.from_iterable(map(self.known.__getitem__, each))) for each in cut]
-        for word in missing:
+            self.known = _Known(older=dict(self.known))
+        known = self.known
+        found = [list(map(known.__getitem__, self.pattern.findall(self._written(text)))) for text in texts]
+        new, known.new = known.new, []
+        cut = self._cut(new)
+        for word, tokens in zip(new, cut, strict=True):
+            known[word] += tokens  # in place: whoever asked for it holds it
+        joined = [b"".join(tokens) for tokens in found]
+        for word, tokens in zip(new, cut, strict=True):
             if len(word) > _LONG:
-                del self.known[word]
-        return ids
+                del known[word]
+            else:
+                known[word] = tokens
+        return joined
+
+    def _cut(self, new: list[str]) -> list[bytes]:
+        if self.separator is None:
+            found = self.bare.encode_batch_fast(new, add_special_tokens=False)
+            return [np.array(each.ids, np.int32).tobytes() for each in found]
+        character, token = self.separator
+        groups = [new[begin : begin + _TOGETHER] for begin in range(0, len(new), _TOGETHER)]
+        # The separator itself is a word too: cut alone, it would be taken for two ends.
+        texts = [character.join("" if word == character else word for word in group) for group in groups]
+        cut: list[bytes] = []
+        for found in self.bare.encode_batch_fast(texts, add_special_tokens=False):
+            ids = np.array(found.ids, np.int32)
+            ends = [*(4 * np.flatnonzero(ids == token)).tolist(), 4 * len(ids)]
+            tokens = ids.tobytes()
+            cut += [tokens[begin:end] for begin, end in zip([0, *(end + 4 for end in ends)], ends, strict=False)]
+        return [tokens or np.int32(token).tobytes() for tokens in cut]
 
     def _written(self, text: str) -> str:
         written = text.replace(" ", _SPACE)
@@ -205,7 +252,10 @@ def _words(content: Json, prefix: str, unless_there: bool) -> _Words | None:
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     if any(left[-1] != _SPACE and right[0] == _SPACE for left, right in merges):
         return None
-    alone = "" if any("\n" in part for merge in merges for part in merge) else "\n"
-    pattern = f"{_SPACE}+[^{_SPACE}{alone}]*|[^{_SPACE}{alone}]+" + (f"|{alone}" if alone else "")
+    merged = "".join(sorted({char for merge in merges for part in merge for char in part} - {_SPACE}))
+    inside = f"[{re.escape(merged)}]" if merged else "(?!)"
+    # A character in no merge is a word alone.
+    pattern = f"{_SPACE}+{inside}*|{inside}+|."
+    separator = None if "\n" in merged or "\n" in model["vocab"] else ("\n", model["vocab"]["<0x0A>"])
     bare = plain_text.engine(plain_text.canonical({**content, "normalizer": None, "pre_tokenizer": None}))
-    return _Words(bare, re.compile(pattern), prefix, unless_there)
+    return _Words(bare, re.compile(pattern, re.DOTALL), prefix, unless_there, separator)
