@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def _transformers(batch: int) -> Callable[[list[Turns], str], dict[str, Any]]:
     return side
 
 
-def _digest(ids: Sequence[int], mask: Sequence[int]) -> tuple[str, str]:
+def _digest(ids: Any, mask: Any) -> tuple[str, str]:
     listed = [[int(i) for i in ids], [int(flag) for flag in mask]]
     digests = [hashlib.sha256(json.dumps(each).encode()).hexdigest()[:16] for each in listed]
     return digests[0], digests[1]

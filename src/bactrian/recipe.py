@@ -39,7 +39,7 @@ class Model(Section):
 class File(Section):
     """One data file or Hub dataset."""
 
-    path: str = Field(description="a .jsonl, .json or .parquet file, gzipped or not, a folder of .parquet, hf:ORG/NAME")
+    path: str = Field(description="a .jsonl, .json (or .gz), .parquet or .xlsx file, a folder of .parquet, hf:ORG/NAME")
     split: str = Field(default="train", description="of an hf: dataset")
     limit: int | None = Field(default=None, ge=1, description="only the first so many rows")
     licence: str | None = Field(default=None, description="for the model card")

@@ -168,14 +168,11 @@ def _screen(recipe: Build, chat: Chat | None, records: Sequence[Records], parts:
     screens = [screening.make(section, chat) for section in recipe.screens if section.in_order]
     if not screens:
         return
-    reader = store.Reader(parts)
     total = sum(int((each.written > 0).sum()) for each in records)
     seen = 0
-    with progress.bar("screening", total) as bar:
+    with progress.bar("screening", total) as bar, store.Reader(parts) as reader:
         for source, each in zip(recipe.sources, records, strict=True):
-            if not source.screened:
-                continue
-            for index in np.flatnonzero(each.written > 0).tolist():
+            for index in np.flatnonzero(each.written > 0).tolist() if source.screened else ():
                 record = reader.record(*each.places[index].tolist())
                 reason = next((why for screen in screens if (why := screen(record)) is not None), None)
                 if reason is not None:
@@ -183,4 +180,3 @@ def _screen(recipe: Build, chat: Chat | None, records: Sequence[Records], parts:
                 seen += 1
                 if seen % 1000 == 0:
                     bar.to(seen, total)
-    reader.close()

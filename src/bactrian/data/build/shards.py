@@ -44,11 +44,10 @@ def name(number: int, of: int) -> str:
 
 def start(chat: Chat | None, parts: Path, out: Path) -> Callable[[Task], Done]:
     """What writes a shard of the records in `parts` into `out`. Raises `DataError`, also where a chat cannot render."""
-    reader = store.Reader(parts)
 
     def write(task: Task) -> Done:
         done = Done(task.number, len(task.places), {}, {})
-        with replacing(out / name(task.number, task.of)) as temporary:
+        with store.Reader(parts) as reader, replacing(out / name(task.number, task.of)) as temporary:
             _write(temporary, _groups(task, reader, chat, done))
         with replacing(_count_path(parts, task.number)) as temporary:
             temporary.write_text(json.dumps([done.rows, done.tokens, done.learned]), encoding="utf-8")
@@ -80,13 +79,9 @@ def _groups(task: Task, reader: store.Reader, chat: Chat | None, done: Done) -> 
 
 
 def _count(records: Sequence[Record], sources: Sequence[int], chat: Chat, done: Done) -> None:
-    for record, source in zip(records, sources, strict=True):
-        try:
-            example = (
-                chat.render_preference(record) if isinstance(record, Preference) else chat.render_conversation(record)
-            )
-        except ChatError as error:
-            raise DataError(f"{error}; or leave [tokenizer] out of the recipe") from None
+    for source, example in zip(sources, chat.render_many(records), strict=True):
+        if isinstance(example, ChatError):
+            raise DataError(f"{example}; or leave [tokenizer] out of the recipe")
         done.tokens[source] = done.tokens.get(source, 0) + len(example.tokens)
         done.learned[source] = done.learned.get(source, 0) + int(example.learn.sum())
 

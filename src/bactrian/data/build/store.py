@@ -71,7 +71,7 @@ def decode(text: bytes) -> Record:
 
 
 class Reader:
-    """Records by their places, from files that stay open."""
+    """Records by their places, from files that stay open as long as the block does."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -84,6 +84,12 @@ class Reader:
                 self.close()
             self._open[key] = records_path(self._folder, source, chunk).open("rb")
         return decode(os.pread(self._open[key].fileno(), length, offset))
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         for file in self._open.values():

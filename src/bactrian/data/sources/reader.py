@@ -6,6 +6,7 @@ are a function of the source alone.
 """
 
 import hashlib
+import zipfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -112,11 +113,13 @@ def _file_chunks(path: Path, limit: int | None) -> Iterator[Chunk]:
         return _listed_chunks(path, islice(json_file.read(path), limit))
     if suffix == ".parquet":
         return _parquet_chunks(path)
+    if suffix == ".xlsx":
+        return _listed_chunks(path, islice(_sheet_rows(path), limit))
     if path.is_dir():
         return _folder_chunks(path)
     raise DataError(
         f"{path}: the name does not say what the file is; "
-        f"it should end in .jsonl, .json (either may be followed by .gz) or .parquet, or be a folder of .parquet files"
+        f"it should end in .jsonl, .json (either may be followed by .gz), .parquet or .xlsx, or be a folder of .parquet"
     )
 
 
@@ -140,6 +143,27 @@ def _listed_chunks(path: Path, rows: Iterator[tuple[int, Any, float]]) -> Iterat
         yield Chunk(str(path), listed, listed[0][0], share)
     if broken is not None:
         raise broken
+
+
+def _sheet_rows(path: Path) -> Iterator[tuple[int, Any, float]]:
+    """The rows of a workbook's first sheet, whose first row names the columns."""
+    import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        rows = list(book.worksheets[0].iter_rows(values_only=True))
+        book.close()
+    except OSError as error:
+        raise json_file.unreadable(path, error) from None
+    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a readable workbook ({fields.shown(str(error))}); save it as .xlsx again"
+        ) from None
+    columns = [str(name) for name in rows[0]] if rows else []
+    for number, row in enumerate(rows[1:], 2):
+        if any(value is not None for value in row):
+            yield number, dict(zip(columns, row, strict=False)), number / len(rows)
 
 
 def _folder_chunks(folder: Path) -> Iterator[Chunk]:

@@ -17,6 +17,7 @@ from bactrian.data.tokenizer import Tokenizer
 
 _SPEAKERS: tuple[tuple[str, Role], ...] = (("human", "user"), ("gpt", "assistant"))
 _TURN_TOKENS = 6  # what Tulu's split adds to a turn's tokens for its header
+_PAGE = re.compile(r"\s*(?:\d+ / \d+\s*)?<[a-zA-Z]")
 _WRAPPERS = re.compile(r"</?(?:div|span)\b[^>]*>")  # they would take the indent out of code
 _CODE_HEAD = re.compile(r"```[ \t]*\n*([^\n`]*?)(?:Copy code)+")  # a block's language and button, above its code
 _PAGE_NUMBER = re.compile(r"^\d+ / \d+")  # of an answer that was asked for again
@@ -65,9 +66,11 @@ def _parts(
         if rounds:
             yield range(len(rounds))
         return
+    cuts = iter(tokenizer.encode_many([[text] for each in rounds for _, text in each]))
+    around = len(tokenizer.prefix_ids) + _TURN_TOKENS
     start, size = 0, 0
     for index, each in enumerate(rounds):
-        length = sum(len(tokenizer.encode_text(text, add_bos=True)) + _TURN_TOKENS for _, text in each)
+        length = sum(len(next(cuts).ids) + around for _ in each)
         last = index == len(rounds) - 1
         overflows = size + length > limit.tokens
         if overflows:
@@ -84,10 +87,15 @@ def _parts(
 
 
 def markdown(html: str) -> str:
-    """A message's page as Markdown, without the page's own buttons and counters; code keeps its language."""
+    """A message's page as Markdown, without the page's own buttons and counters; code keeps its language.
+
+    A text that does not begin as a page does is text, as questions often are.
+    """
     import markdownify
 
-    text = markdownify.markdownify(_WRAPPERS.sub("", html)).strip()
+    if not _PAGE.match(html):
+        return html.strip()
+    text = markdownify.markdownify(_WRAPPERS.sub("", html), escape_underscores=False, escape_asterisks=False).strip()
     text = _CODE_HEAD.sub(lambda match: f"```{match[1].strip()}\n", text)
     text = _COUNTER.sub("", _PAGE_NUMBER.sub("", text))
     text = _EMPTY_BLOCK.sub("", text)

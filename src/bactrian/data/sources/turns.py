@@ -2,8 +2,8 @@
 
 `lima`: `{"conversations": ["…", "…"], "source": "…"}`, GAIR's LIMA as read by allenai/open-instruct,
 scripts/data/sft_v1_v2/reformat_datasets.py (convert_lima_data).
-`ultrachat`: `{"id": "0", "data": ["…", "…"]}`, UltraChat as its own README has it (thunlp/UltraChat, README.md, "Data
-Format").
+`ultrachat`: `{"id": "0", "data": ["…", "…"]}`, UltraChat's own files, as the card of stingning/ultrachat on the Hub has
+them ("Dataset Structure").
 
 A last turn without an answer is left out, and counted.
 """
