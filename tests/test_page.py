@@ -1,4 +1,4 @@
-"""The page of `bactrian data show --html` holds every token, its id and whether it is learnt; and needs nothing else."""
+"""The page of `bactrian data show --html` holds every token, its id, and whether it is learnt, and no link."""
 
 import json
 import re
