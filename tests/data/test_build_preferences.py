@@ -137,7 +137,7 @@ FAULTS = [
     *(break_instruction, break_completions, drop_completions, blank_answer, same_answers, long_answer, other_language),
     *(other_maker, even_scores, wrong_score, no_scores, control_character, earlier_prompt, None, None, None),
 ]
-TORN = ['{"source": "flan", "instr', "[]", "7", '"text"', "null", "{}", '{"instruction": "\\ud800", "completions": []}']
+TORN = ['{"source": "flan", "instr', "7", '"text"', "null", "{}", '{"instruction": "\\ud800", "completions": []}']
 
 
 @settings(max_examples=40, deadline=None)
