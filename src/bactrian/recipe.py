@@ -17,7 +17,7 @@ from bactrian.sections import Section
 
 StageName = Literal["sft", "dpo"]
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
-Layout = Literal["messages", "preference", "hh", "alpaca"]
+Layout = Literal["messages", "preference", "hh", "alpaca", "ranking"]
 PublishedLayout = Literal["dolly", "flan", "lima", "open_orca", "science", "ultrachat", "wizardlm"]
 LAYOUTS: tuple[Layout | PublishedLayout, ...] = (*get_args(Layout), *get_args(PublishedLayout))
 

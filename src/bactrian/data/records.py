@@ -43,12 +43,15 @@ class Preference:
 
     Each branch is a whole conversation that ends in an assistant's turn, its answer; the messages before it are its
     prompt. A pair has two branches, a ranking of k answers has k. `id` and `dataset` as those of a conversation.
+
+    scores: how good each answer was said to be; empty where nobody said.
     """
 
     branches: tuple[Messages, ...]
     where: str
     id: str = field(default="", compare=False)
     dataset: str = field(default="", compare=False)
+    scores: tuple[float, ...] = field(default=(), compare=False)
 
 
 Record = Conversation | Preference
@@ -58,6 +61,13 @@ class Dropped(NamedTuple):
     """A row, or a part of one, that becomes no record: `reason` is its name in the ledger."""
 
     reason: str
+    where: str
+
+
+class Noted(NamedTuple):
+    """Something in a row that the ledger counts and that makes nobody drop it: `what` is its name there."""
+
+    what: str
     where: str
 
 

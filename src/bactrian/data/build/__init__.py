@@ -2,6 +2,7 @@
 
     OUT/train-00000-of-00033.parquet …   the rows
     OUT/ledger.json                      what became of every record; where it is there, the build is complete
+    OUT/contamination.jsonl              what shares words with evaluation sets, where a screen looks for it
     OUT/.build/                          what a build that is cut short goes on with
 
 What comes out is a function of the recipe and its files: not of the number of processes, nor of where it was cut short.
@@ -21,7 +22,7 @@ import numpy as np
 
 from bactrian import progress, run
 from bactrian.data import workers
-from bactrian.data.build import account, parse, shards, store
+from bactrian.data.build import account, evidence, parse, screening, shards, store
 from bactrian.data.build.recipe import Build
 from bactrian.data.chat import Chat
 from bactrian.data.sources import reader
@@ -43,6 +44,7 @@ def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = N
         chunks = _parse(recipe, chat, parts, processes)
         records = account.gather(recipe, parts, chunks)
         account.screen_and_draw(recipe, chat, records, parts)
+        evidence.write(recipe, records, parts, out)
         done = _write(recipe, chat, parts, out, account.mix(recipe, records), processes)
         entries = account.ledger(recipe, records, done, counted=chat is not None)
         ledger = {"name": recipe.name, "key": key, "seed": recipe.seed, **entries}
@@ -54,6 +56,8 @@ def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = N
 def _key(recipe: Build, chat: Chat | None) -> str:
     """Equal for two builds only if they give the same bytes."""
     digest = hashlib.sha256(f"{VERSION} {chat and chat.fingerprint} {recipe.model_dump_json()}".encode())
+    for section in recipe.screens:
+        digest.update(screening.fingerprint(section).encode())
     for source in recipe.sources:
         digest.update(reader.fingerprint(source).encode())
     return digest.hexdigest()[:32]

@@ -27,7 +27,7 @@ class Records:
     places:  int64 [n, 4]: source, chunk, offset and length in the store.
     reasons: int16 [n]: why a screen drops a record, as an index into `names`; -1 where none does.
     times:   int64 [n]: how often a record is drawn.
-    dropped: what became no record, by reason; bad: some of the errors.
+    dropped: what became no record, by reason; bad: some of the errors; noted: what parsers counted beside.
     """
 
     places: np.ndarray
@@ -37,6 +37,7 @@ class Records:
     rows: int
     dropped: dict[str, int]
     bad: list[str]
+    noted: dict[str, int]
 
     @property
     def written(self) -> np.ndarray:
@@ -62,7 +63,7 @@ class Records:
         kept, written = int((self.written > 0).sum()), int(self.written.sum())
         read = len(self.times) + sum(self.dropped.values())
         entry = {"rows": self.rows, "read": read, "kept": kept, "dropped": dropped}
-        return {**entry, "repeated": written - kept, "written": written}
+        return {**entry, "repeated": written - kept, "written": written, "noted": self.noted}
 
 
 def gather(recipe: Build, parts: Path, chunks: Sequence[int]) -> list[Records]:
@@ -83,6 +84,7 @@ def _gather(parts: Path, source: int, chunks: int) -> Records:
     reasons: list[int] = []
     names: list[str] = []
     dropped: dict[str, int] = {}
+    noted: dict[str, int] = {}
     bad: list[str] = []
     rows = 0
     for chunk in range(chunks):
@@ -98,10 +100,12 @@ def _gather(parts: Path, source: int, chunks: int) -> Records:
             reasons.append(-1 if reason is None else names.index(reason))
         for reason, count in index.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
+        for what, count in index.noted.items():
+            noted[what] = noted.get(what, 0) + count
         bad += index.bad[: _BAD_SHOWN - len(bad)]
         rows += index.rows
     whole = np.concatenate(places)
-    return Records(whole, np.array(reasons, np.int16), names, np.ones(len(whole), np.int64), rows, dropped, bad)
+    return Records(whole, np.array(reasons, np.int16), names, np.ones(len(whole), np.int64), rows, dropped, bad, noted)
 
 
 def screen_and_draw(recipe: Build, chat: Chat | None, records: Sequence[Records], parts: Path) -> None:

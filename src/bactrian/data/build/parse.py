@@ -10,7 +10,7 @@ from bactrian.data.build import screening, store
 from bactrian.data.build.recipe import Build
 from bactrian.data.build.screening import Screen
 from bactrian.data.chat import Chat
-from bactrian.data.records import Dropped, Record
+from bactrian.data.records import Dropped, Noted, Record
 from bactrian.data.sources import reader
 from bactrian.data.sources.kinds import Share
 from bactrian.errors import DataError
@@ -50,6 +50,9 @@ def start(recipe: Build, chat: Chat | None, folder: Path) -> Callable[[Task], Do
                 if len(index.bad) < _BAD_SHOWN:
                     index.bad.append(str(found))
                 found = Dropped("bad_row", str(found))
+            if isinstance(found, Noted):
+                index.noted[found.what] = index.noted.get(found.what, 0) + 1
+                continue
             if isinstance(found, Dropped):
                 index.dropped[found.reason] = index.dropped.get(found.reason, 0) + 1
                 continue
@@ -62,7 +65,9 @@ def start(recipe: Build, chat: Chat | None, folder: Path) -> Callable[[Task], Do
     return parse
 
 
-def _records(chunk: reader.Chunk, parser: sources.Parser, source: Share) -> Iterator[Record | Dropped | DataError]:
+def _records(
+    chunk: reader.Chunk, parser: sources.Parser, source: Share
+) -> Iterator[Record | Dropped | Noted | DataError]:
     for where, row in reader.decode(chunk):
         if isinstance(row, DataError):
             yield row
@@ -73,6 +78,8 @@ def _records(chunk: reader.Chunk, parser: sources.Parser, source: Share) -> Iter
             yield error
             continue
         number = int(where.rpartition(":")[2]) - 1
+        yield from (each for each in found if isinstance(each, Noted))
+        found = [each for each in found if not isinstance(each, Noted)]
         for part, each in enumerate(found):
             if isinstance(each, Dropped):
                 yield each

@@ -89,4 +89,7 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
         for section in listed if isinstance(listed, list) else ():
             for key in ("path", "templates"):
                 sections.resolve(section, key, folder)
+            against = section.get("against") if isinstance(section, dict) else None
+            for evaluation in against if isinstance(against, list) else ():
+                sections.resolve(evaluation, "path", folder)
     sections.resolve(tree.get("tokenizer"), "source", folder)

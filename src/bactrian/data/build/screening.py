@@ -5,15 +5,15 @@ A screen is `record -> reason | None`: why the record is dropped, by its name in
 one process. The others may run in many.
 """
 
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from bactrian.data import screen
+from pydantic import Field
+
+from bactrian.data import screen, screens
 from bactrian.data.chat import Chat
-from bactrian.data.records import Record
+from bactrian.data.screens import Screen
+from bactrian.data.screens.settings import Kinds
 from bactrian.sections import Section
-
-Screen = Callable[[Record], str | None]
 
 
 class Unusable(Section):
@@ -23,9 +23,14 @@ class Unusable(Section):
     in_order: ClassVar[bool] = False
 
 
-ScreenSection = Unusable  # with more kinds: Annotated[Unusable | Another, Field(discriminator="kind")]
+ScreenSection = Annotated[Unusable | Kinds, Field(discriminator="kind")]
+
+
+def fingerprint(section: ScreenSection) -> str:
+    """Equal for two sections only if what they read is; what is wrong with a section is raised here, in good time."""
+    return "" if isinstance(section, Unusable) else screens.check(section)
 
 
 def make(section: ScreenSection, chat: Chat | None) -> Screen:
     """The screen of a section. `chat` is the recipe's [tokenizer], where it has one. Raises `RecipeError`."""
-    return screen.unusable
+    return screen.unusable if isinstance(section, Unusable) else screens.make(section)

@@ -1,7 +1,8 @@
 """Parquet shards of a data set, each written whole, with the schema of the published ones.
 
 Conversations: `dataset`, `id`, `messages`, as allenai/tulu-v2-sft-mixture. Pairs: `dataset`, `id`, `prompt`, `chosen`,
-`rejected`, the last two whole conversations, as HuggingFaceH4/ultrafeedback_binarized.
+`rejected`, the last two whole conversations, `score_chosen` and `score_rejected` (null where nobody scored), as
+HuggingFaceH4/ultrafeedback_binarized. Rankings: `ranked`, whole conversations best first, and their `scores`.
 """
 
 import json
@@ -91,12 +92,14 @@ def _write(path: Path, groups: Iterator[list[Record]]) -> None:
 
     message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     turns = pyarrow.list_(message)
+    types = {key: turns for key in ("messages", "chosen", "rejected")}
+    types |= {key: pyarrow.float64() for key in ("score_chosen", "score_rejected")}
+    types |= {"ranked": pyarrow.list_(turns), "scores": pyarrow.list_(pyarrow.float64())}
     writer = None
     try:
         for records in groups:
             columns = _columns(records)
-            types = {key: turns if key in ("messages", "chosen", "rejected") else pyarrow.string() for key in columns}
-            schema = pyarrow.schema(list(types.items()))
+            schema = pyarrow.schema([(key, types.get(key, pyarrow.string())) for key in columns])
             writer = writer or parquet.ParquetWriter(path, schema, compression="zstd")
             writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
     finally:
@@ -112,16 +115,21 @@ def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
     conversations = [record.messages for record in records if isinstance(record, Conversation)]
     if len(conversations) == len(records):
         return {**columns, "messages": [_turns(messages) for messages in conversations]}
-    pairs = [record.branches for record in records if isinstance(record, Preference)]
-    if len(pairs) < len(records) or any(len(pair) != 2 for pair in pairs):
-        raise DataError(
-            f"{records[0].where}: a data set holds conversations alone or pairs alone; build the others on their own"
-        )
+    preferences = [record for record in records if isinstance(record, Preference)]
+    if len(preferences) < len(records):
+        raise DataError(f"{records[0].where}: a data set holds conversations or preferences; build the others apart")
+    if any(len(record.branches) != 2 for record in preferences):
+        ranked = [[_turns(branch) for branch in record.branches] for record in preferences]
+        return {**columns, "ranked": ranked, "scores": [list(record.scores) for record in preferences]}
+    chosen, rejected = zip(*(record.branches for record in preferences), strict=True)
+    best, other = zip(*(record.scores or (None, None) for record in preferences), strict=True)
     return {
         **columns,
-        "prompt": [next((turn.content for turn in chosen if turn.role == "user"), "") for chosen, _ in pairs],
-        "chosen": [_turns(chosen) for chosen, _ in pairs],
-        "rejected": [_turns(rejected) for _, rejected in pairs],
+        "prompt": [next((turn.content for turn in branch if turn.role == "user"), "") for branch in chosen],
+        "chosen": [_turns(branch) for branch in chosen],
+        "rejected": [_turns(branch) for branch in rejected],
+        "score_chosen": list(best),
+        "score_rejected": list(other),
     }
 
 

@@ -21,6 +21,7 @@ class Index:
 
     lengths: bytes of each record; reasons: why a screen drops it, or None.
     dropped: rows, and parts of rows, that became no record, by reason; bad: the first errors of rows that do not fit.
+    noted: what parsers counted without dropping it.
     """
 
     rows: int
@@ -28,6 +29,7 @@ class Index:
     reasons: list[str | None] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
+    noted: dict[str, int] = field(default_factory=dict)
 
 
 def records_path(folder: Path, source: int, chunk: int) -> Path:
@@ -56,14 +58,15 @@ def encode(record: Record) -> bytes:
     paths = record.branches if isinstance(record, Preference) else (record.messages,)
     turns = [[[turn.role, turn.content] for turn in path] for path in paths]
     kind = "preference" if isinstance(record, Preference) else "conversation"
-    return json.dumps([kind, record.where, record.dataset, record.id, turns], ensure_ascii=False).encode()
+    scores = record.scores if isinstance(record, Preference) else ()
+    return json.dumps([kind, record.where, record.dataset, record.id, turns, scores], ensure_ascii=False).encode()
 
 
 def decode(text: bytes) -> Record:
-    kind, where, dataset, name, turns = json.loads(text)
+    kind, where, dataset, name, turns, scores = json.loads(text)
     paths: list[Messages] = [tuple(Message(role, content) for role, content in path) for path in turns]
     if kind == "preference":
-        return Preference(tuple(paths), where, name, dataset)
+        return Preference(tuple(paths), where, name, dataset, tuple(scores))
     return Conversation(paths[0], where, name, dataset)
 
 

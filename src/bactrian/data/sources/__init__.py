@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bactrian.data.records import Conversation, Dropped, Preference, Record
+from bactrian.data.records import Conversation, Dropped, Noted, Preference, Record
 from bactrian.data.sources import (
     alpaca,
     dolly,
@@ -21,24 +21,35 @@ from bactrian.data.sources import (
     oasst,
     open_orca,
     preference,
+    ranking,
     reader,
     science,
     sharegpt,
     templates,
     turns,
+    ultrafeedback,
     wizardlm,
 )
-from bactrian.data.sources.kinds import HardCoded, OpenAssistant, Plain, ShareGPT, SourceSection, Templated
+from bactrian.data.sources.kinds import (
+    HardCoded,
+    OpenAssistant,
+    Plain,
+    ShareGPT,
+    SourceSection,
+    Templated,
+    UltraFeedback,
+)
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import DataError
 from bactrian.recipe import Layout, Source
 
-Parser = Callable[[dict[str, Any], str], Iterable[Record | Dropped]]
+Parser = Callable[[dict[str, Any], str], Iterable[Record | Dropped | Noted]]
 
 _PARSERS: dict[str, Callable[[dict[str, Any], str], Record]] = {
     "messages": messages.parse,
     "preference": preference.parse,
     "hh": hh.parse,
+    "ranking": ranking.parse,
     "alpaca": alpaca.parse,
     "dolly": dolly.parse,
     "flan": flan.parse,
@@ -76,6 +87,8 @@ def parser(source: SourceSection, tokenizer: Tokenizer | None) -> Parser:
         case Templated():
             chosen = templates.read(source.templates)
             return lambda row, where: (templates.parse(source.format, row, where, chosen),)
+        case UltraFeedback():
+            return partial(ultrafeedback.parse, source)
         case Plain(format="lima" | "ultrachat"):
             return partial(turns.parse, source.format)
     return lambda row, where: (_PARSERS[source.format](row, where),)
@@ -84,10 +97,11 @@ def parser(source: SourceSection, tokenizer: Tokenizer | None) -> Parser:
 def layout_of(path: Path) -> Layout:
     """The layout of a file, from the keys of its first row. Raises `DataError` where they fit none."""
     where, row = next(iter(reader.read(Source(path=str(path), format="messages"))))
-    if "messages" in row:
-        return "messages"
+    # Pairs first: HuggingFaceH4's have `messages` too, for SFT on the chosen answers.
     if {"chosen", "rejected"} <= row.keys():
         return "hh" if str(row["chosen"]).startswith("\n\nHuman:") else "preference"
+    if "messages" in row:
+        return "messages"
     if {"instruction", "output"} <= row.keys():
         return "alpaca"
     raise DataError(

@@ -1,5 +1,6 @@
 """Fields of a row, checked: what is there, and that it is text."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,25 @@ def name(row: dict[str, Any], *keys: str) -> str:
     """What a row calls itself under the first of the keys that has text or a number; empty where none has."""
     values = (row.get(key) for key in keys)
     return next((str(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool)), "")
+
+
+def number(value: Any, name: str, where: str) -> float:
+    """A number, or text that reads as one. Raises `DataError`."""
+    try:
+        found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise DataError(f"{where}: {name} is {shown(repr(value))}, not a number; repair or remove the row")
+    return found
+
+
+def scores(row: dict[str, Any], keys: Sequence[str], where: str) -> tuple[float, ...]:
+    """The scores under some keys; none where the row lacks one. Raises `DataError`."""
+    values = [row.get(key) for key in keys]
+    if any(value is None for value in values):
+        return ()
+    return tuple(number(value, key, where) for key, value in zip(keys, values, strict=True))
 
 
 def kind(value: Any) -> str:

@@ -66,4 +66,45 @@ class HardCoded(Share):
     developers: str = Field(description="takes the place of {developers}")
 
 
-SourceSection = Annotated[Plain | Templated | ShareGPT | OpenAssistant | HardCoded, Field(discriminator="format")]
+class UltraFeedback(Share):
+    """Prompts with scored answers, of which a policy makes pairs."""
+
+    format: Literal["ultrafeedback"]
+    policy: Literal["huggingfaceh4", "cleaned", "best_worst", "all_pairs", "ranking"] = Field(
+        description="huggingfaceh4: best overall score with any other at random; cleaned: best mean of aspects with a "
+        "lower one at random, TruthfulQA left out; ranking: one record with all answers"
+    )
+    score: Literal["overall", "mean_of_aspects"] | None = Field(
+        default=None, description="what best_worst, all_pairs and ranking go by; overall if not given"
+    )
+    min_margin: float = Field(default=0.0, ge=0, description="what the scores of two compared answers differ by")
+    tens: Literal["as_published", "repaired"] = Field(
+        default="as_published", description="overall scores of 10 that should be 1, before December 2023"
+    )
+    leave_out: tuple[str, ...] | None = Field(
+        default=None, description="prompts of these `source`s; if not given truthful_qa for cleaned, else none"
+    )
+    seed: int = Field(default=0, ge=0, description="of the answers taken at random")
+
+    @model_validator(mode="after")
+    def _score_of_its_own(self) -> Self:
+        if self.score is not None and self.policy in ("huggingfaceh4", "cleaned"):
+            raise ValueError(f"policy {self.policy} has a score of its own; leave `score` out")
+        return self
+
+    @property
+    def scores(self) -> Literal["overall", "mean_of_aspects"]:
+        """What answers are compared by."""
+        return "mean_of_aspects" if self.policy == "cleaned" else self.score or "overall"
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The `source`s whose prompts are left out."""
+        if self.leave_out is None:
+            return ("truthful_qa",) if self.policy == "cleaned" else ()
+        return self.leave_out
+
+
+SourceSection = Annotated[
+    Plain | Templated | ShareGPT | OpenAssistant | HardCoded | UltraFeedback, Field(discriminator="format")
+]
