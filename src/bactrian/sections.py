@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -105,10 +105,23 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
         return f"{key} is not a setting{_nearest(kind, first['loc'])}{more}"
     if first["type"] == "missing":
         return f"{key} is missing{more}"
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{key}.{_no_kind(first['ctx'])}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
     return f"{key} is {first['input']!r}: {message[0].lower() + message[1:]}{more}"
+
+
+def _no_kind(context: dict[str, Any]) -> str:
+    """What is wrong with the setting that tells kinds of sections apart."""
+    setting = context["discriminator"].strip("'")
+    if "tag" not in context:
+        return f"{setting} is missing"
+    known = [name.strip("' ") for name in context["expected_tags"].split(",")]
+    close = difflib.get_close_matches(context["tag"], known, n=1, cutoff=0.6)
+    advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"{setting} is {context['tag']!r}; {advice}"
 
 
 def _nearest(kind: type[Section], location: Sequence[int | str]) -> str:
@@ -139,7 +152,14 @@ def _places(kind: type[Section], location: Sequence[int | str]) -> tuple[list[in
 
 
 def _is_kind(section: type[Section], tag: str) -> bool:
-    return any(tag in get_args(field.annotation) for field in section.model_fields.values())
+    return any(tag in _literals(field.annotation) for field in section.model_fields.values())
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The values that a literal, or a union of literals, allows."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for part in get_args(annotation) for value in _literals(part)]
 
 
 def _sections_of(annotation: Any) -> list[type[Section]]:

@@ -182,9 +182,9 @@ def test_a_killed_build_goes_on_where_it_was(
 
 def test_a_build_with_processes_is_killed_and_goes_on(tmp_path: Path):
     write(
-        tmp_path / "a.jsonl", [{"instruction": "word " * 400, "output": f"{number} " * 300} for number in range(6000)]
+        tmp_path / "a.jsonl", [{"instruction": "word " * 400, "output": f"{number} " * 300} for number in range(2500)]
     )
-    made = recipe(tmp_path, source("a"), "[build]\nshard_rows = 100\n")
+    made = recipe(tmp_path, source("a"), "[build]\nshard_rows = 50\n")
     command = [sys.executable, "-m", "bactrian", "data", "build", str(tmp_path / "recipe.toml")]
     command += ["--out", str(tmp_path / "out"), "--processes", "2"]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(SOURCE)}, stderr=subprocess.DEVNULL)
@@ -194,9 +194,9 @@ def test_a_build_with_processes_is_killed_and_goes_on(tmp_path: Path):
     process.kill()
     process.wait()
     there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
-    assert 3 <= len(there) < 60
+    assert 3 <= len(there) < 50
     ledger = build.build(made, None, tmp_path / "out", 1)
-    assert ledger["written"] == 6000 and ledger["tokens"] is None
+    assert ledger["written"] == 2500 and ledger["tokens"] is None
     build.build(made, None, tmp_path / "whole", 1)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     # A shard that was being written when its processes ended may be the only one to be new.
@@ -296,7 +296,8 @@ def _pairs(folder: Path) -> Path:
     [
         (source("a", "cuont = 3"), "", "sources.0.cuont is not a setting; did you mean sources.0.count?"),
         (source("a", "count = 3\nepochs = 2"), "", "sources.0: give one of count, proportion and epochs"),
-        (source("a", format="alpca"), "", "sources.0"),
+        (source("a", format="alpca"), "", "sources.0.format is 'alpca'; did you mean 'alpaca'?"),
+        (source("a").replace("format", "fromat"), "", "sources.0.format is missing"),
         (source("a", "count = 0"), "", "sources.0.count is 0: input should be greater than or equal to 1"),
         (source("a", "proportion = 0.5") + source("b"), "", "give every source a proportion, or none"),
         (source("a", "proportion = 0.5"), "", "the proportions add up to 0.5, not to 1"),
@@ -384,12 +385,11 @@ def test_identity_rows_are_repeated_and_not_screened(tmp_path: Path):
 
 def test_the_27_lines_that_do_not_parse_are_the_ones_dropped(shared_data: Path, tmp_path: Path):
     path = shared_data / "sft" / "sharegpt_v3_4797.jsonl.gz"
-    body = source("sharegpt", "", path=str(path), format="sharegpt").replace("\n\n", "\n")
+    body = source("sharegpt", "max_tokens = 0", path=str(path), format="sharegpt")
     made = recipe(tmp_path, body, '[build]\non_bad_row = "drop"\n')
-    made = made.model_copy(update={"sources": (made.sources[0].model_copy(update={"max_tokens": None}),)})
     ledger = build.build(made, None, tmp_path / "out", 2)
     [entry] = ledger["sources"]
-    assert entry["rows"] == 4797 and entry["dropped"]["bad_row"] == 27
+    assert entry["rows"] == 4796 and entry["dropped"]["bad_row"] == 27  # of 4,797 lines one is blank
     assert all("not JSON" in line for line in entry["bad_rows"])
     assert_adds_up(ledger, tmp_path / "out")
 
@@ -405,4 +405,4 @@ def test_the_verb_prints_the_account(tmp_path: Path, capsys: pytest.CaptureFixtu
     as_json = tiny.call("data", "build", tmp_path / "recipe.toml", "seed=5", "--out", tmp_path / "out", "--json")
     assert json.loads(as_json.out) == json.loads((tmp_path / "out" / "ledger.json").read_text())
     wrong = tiny.call("data", "build", tmp_path / "recipe.toml", "sources.0.count=9", "--out", tmp_path / "new")
-    assert wrong.code == 2 and wrong.err.startswith("error: a: 9 records are wanted and it has 5")
+    assert wrong.code == 2 and "error: a: 9 records are wanted and it has 5; ask for fewer" in wrong.err

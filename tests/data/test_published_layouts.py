@@ -330,7 +330,7 @@ def test_every_real_tree_gives_each_path_to_a_leaf(shared_data: Path):
 
 
 def shared(row: dict[str, Any], cutter: Tokenizer | None = None, **settings: Any) -> list[Found]:
-    source = ShareGPT.model_validate({"name": "x", "path": "x", "format": "sharegpt", "max_tokens": None, **settings})
+    source = ShareGPT.model_validate({"name": "x", "path": "x", "format": "sharegpt", "max_tokens": 0, **settings})
     return list(sources.parser(source, cutter)(row, "w"))
 
 

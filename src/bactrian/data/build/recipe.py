@@ -69,8 +69,10 @@ class Build(Section):
             raise ValueError(f"the proportions add up to {sum(portions):g}, not to 1")
         if self.tokenizer is None:
             for source in self.sources:
-                if isinstance(source, ShareGPT) and source.max_tokens is not None:
-                    raise ValueError(f"{source.name} is cut at max_tokens, which needs a section [tokenizer]")
+                if isinstance(source, ShareGPT) and source.max_tokens:
+                    raise ValueError(
+                        f"{source.name} is cut at max_tokens, which needs a section [tokenizer]; 0 leaves chats whole"
+                    )
         if self.mixture.size is not None and not portions and self.mixture.temperature is None:
             raise ValueError("mixture.size needs sources with proportions, or a temperature")
         return self
@@ -85,7 +87,7 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     for part in ("sources", "screens"):
         listed = tree.get(part)
         for section in listed if isinstance(listed, list) else ():
-            for key in ("path", "paths", "templates"):
+            for key in ("path", "templates"):
                 sections.resolve(section, key, folder)
             against = section.get("against") if isinstance(section, dict) else None
             for evaluation in against if isinstance(against, list) else ():

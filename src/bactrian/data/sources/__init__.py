@@ -77,7 +77,7 @@ def parser(source: SourceSection, tokenizer: Tokenizer | None) -> Parser:
     """
     match source:
         case ShareGPT():
-            limit = None if source.max_tokens is None else sharegpt.Limit(source.max_tokens, source.keep_last_round)
+            limit = sharegpt.Limit(source.max_tokens, source.keep_last_round) if source.max_tokens else None
             return partial(sharegpt.parse, html=source.html, limit=limit, tokenizer=tokenizer)
         case OpenAssistant():
             return partial(oasst.parse, paths=source.paths)

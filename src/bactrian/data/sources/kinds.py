@@ -45,7 +45,7 @@ class ShareGPT(Share):
 
     format: Literal["sharegpt"]
     html: bool = Field(default=False, description="texts are the HTML of the page, to be turned into Markdown")
-    max_tokens: int | None = Field(default=4096, ge=1, description="of a part; needs [tokenizer]")
+    max_tokens: int = Field(default=4096, ge=0, description="of a part; needs [tokenizer]; 0: chats stay whole")
     keep_last_round: bool = Field(
         default=True, description="false: a last round that begins a part is lost, as it was in Tulu's own conversion"
     )
