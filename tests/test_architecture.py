@@ -21,15 +21,17 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors",
-    "data.records recipe run progress tracking markdown gguf_file",
-    "data.tokenizer data.gguf_tokenizer data.chat data.template data.sources data.screen",
+    "data.records sections recipe run progress tracking markdown gguf_file",
+    "data.plain_text data.words data.tokenizer data.gguf_tokenizer data.chat data.template data.binarize data.sources "
+    "data.screen data.screens",
     "model.mesh model.hub model.attention model.safetensors_file",
-    "data.corpus data.packing model.llama model.logprobs train.optimizer",
+    "data.workers data.tokenizing data.corpus data.packing model.llama model.logprobs train.optimizer",
     "model.gguf_weights model.hf_config",
     "data.mixture model.weights model.lora",
+    "data.build",
     "train.trainer train.checkpoint inference",
     "train.sft train.preference train.reference train.scores train.gates inference.server assistant evaluate.judge",
-    "evaluate card report evidence prepare stage show verbs",
+    "evaluate card report evidence prepare page stage show stats check verbs on_policy build_verb",
     "pipeline",
     "plan",
     "cli __main__",
