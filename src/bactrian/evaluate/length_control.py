@@ -28,7 +28,7 @@ from bactrian.evaluate import needs
 
 GAMED_WEIGHT = 0.2 / 2  # of a row, for each of the two gamed baselines
 # Of each gamed baseline, in the order of the file's columns: the sums over its 805 rows of tanh(length) times the
-# preference in [0, 1], of the difficulty times the preference, and of the preference (805 times the win rate published).
+# preference in [0, 1], of the difficulty times the preference, and of the preference (805 times the win rate).
 # The first two are what makes the gradient of the penalized fit zero at the published weights (C = 10 ** (4 / 9)).
 SUMS = ((-279.543296, 199.871550, 517.643992), (96.862180, 213.204599, 184.507565))
 RECOVERED = "recomputed; the gamed baselines' term is recovered from their published weights and win rates"
