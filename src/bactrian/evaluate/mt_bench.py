@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from bactrian.data.records import Messages
 from bactrian.errors import DataError
@@ -132,7 +132,7 @@ def read_templates(path: Path) -> dict[str, Template]:
     return templates
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
 
 
