@@ -78,11 +78,7 @@ def batches(requests: Sequence[Request]) -> list[Batches]:
     """All requests, each in one batch, or in several where it has very many continuations."""
     found = []
     for group in sharing.groups([request.context for request in requests], _GROUP_COST):
-        segments = [
-            segment
-            for index in group.members
-            for segment in _segments(index, requests[index], group.shared)
-        ]
+        segments = [segment for index in group.members for segment in _segments(index, requests[index], group.shared)]
         rows = []
         for alike in _by_size(segments):
             rows += [_fill(batch, requests, length) for length, batch in _pack(alike)]

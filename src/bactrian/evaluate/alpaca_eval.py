@@ -127,10 +127,11 @@ def messages(template: str, row: Row, switched: bool) -> Messages:
     return tuple(Message(message.role, fill(message.content)) for message in conversation(template))
 
 
-def call(template: str, row: Row, version: Version) -> Call:
-    """What the judge is asked about a pair."""
-    shown = messages(template, row, is_switched(row["instruction"]))
-    return Call(shown, _JUDGE_TOKENS[version], _JUDGE_TEMPERATURE[version], choices=_CHOICES if version == 2 else ())
+def call(template: str, row: Row, version: Version, switched: bool | None = None) -> Call:
+    """What the judge is asked about a pair, in the order that its instruction draws if none is given."""
+    shown = messages(template, row, is_switched(row["instruction"]) if switched is None else switched)
+    choices = _CHOICES if version == 2 else ()
+    return Call(shown, _JUDGE_TOKENS[version], _JUDGE_TEMPERATURE[version], choices=choices)
 
 
 def judge(rows: Sequence[Row], template: str, judge: Judge, version: Version) -> list[Row]:

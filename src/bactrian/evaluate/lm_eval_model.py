@@ -1,6 +1,6 @@
 """Our two methods as a model of lm-eval, which brings the tasks. Needs the extra `eval`.
 
-    lm_eval.simple_evaluate(model=Model(respondent, name, respondent.text), tasks=["gsm8k"])
+lm_eval.simple_evaluate(model=Model(respondent, name, respondent.text), tasks=["gsm8k"])
 """
 
 import json
@@ -65,7 +65,9 @@ class Model(LM):
         answers = [""] * len(requests)
         for wanted, indices in alike.items():
             prompts = [self._prompt(requests[index].args[0]) for index in indices]
-            for index, answer in zip(indices, self._responder.generate(prompts, _settings(json.loads(wanted))), strict=True):
+            for index, answer in zip(
+                indices, self._responder.generate(prompts, _settings(json.loads(wanted))), strict=True
+            ):
                 answers[index] = answer
         return answers
 
