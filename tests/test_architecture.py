@@ -33,8 +33,10 @@ ORDER = [
     "scorer evaluate.protocol",
     "respond",
     "evaluate card report evidence prepare stage show verbs",
+    "benchmarking",
     "pipeline",
     "plan",
+    "options cli_benchmarks",
     "cli __main__",
 ]
 RANKS = {name: rank for rank, line in enumerate(ORDER, 1) for name in line.split()}
