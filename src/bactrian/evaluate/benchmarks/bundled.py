@@ -29,7 +29,7 @@ def bbh_prompts() -> dict[str, str]:
         between = " " if path.stem == _ON_THE_SAME_LINE else "\n"
         samples = task["fewshot_config"]["samples"]
         shots = [f"Q: {each['input']}\n{_THINKING}{between}{each['target']}" for each in samples]
-        found[path.stem] = f"{task['description']}{'\n\n'.join(shots)}".strip()
+        found[path.stem] = (task["description"] + "\n\n".join(shots)).strip()
     return found
 
 
