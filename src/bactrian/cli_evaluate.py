@@ -13,7 +13,7 @@ from bactrian.options import WithDefault, grouped
 if TYPE_CHECKING:
     from bactrian.evaluate.alpaca_eval_job import Files as AlpacaEvalFiles
     from bactrian.evaluate.mt_bench_job import Files as MTBenchFiles
-    from bactrian.evaluating import Judging, Candidate
+    from bactrian.evaluating import Candidate, Judging
 
 evaluate_app = typer.Typer(
     cls=WithDefault, help="MT-Bench, AlpacaEval and other benchmarks, and judges themselves.", no_args_is_help=True

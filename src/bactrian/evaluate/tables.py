@@ -9,6 +9,8 @@ from bactrian import progress
 
 Row = dict[str, Any]
 
+_SIDE_BY_SIDE = 3  # models
+
 
 def _show(table: Table) -> None:
     Console(highlight=False).print(table)
@@ -29,23 +31,45 @@ def mt_bench(scores: dict[str, Row]) -> None:
     if any("win" in each for each in scores.values()):
         _pairwise(scores)
         return
-    table = Table(title="MT-Bench", title_justify="left")
-    table.add_column("model", overflow="fold")
-    categories = list(dict.fromkeys(name for each in scores.values() for name in each["categories"]))
-    for name in ("average", "95 %", "turn 1", "turn 2", *categories, "n", "failed"):
-        table.add_column(name, justify="right")
-    for model, each in sorted(scores.items(), key=lambda item: -(item[1]["average"] or 0)):
-        cells = [_number(each["average"], 4), _range(each["interval"])]
-        cells += [_number(each[turn], 4) for turn in ("turn1", "turn2")]
-        cells += [_number(each["categories"].get(name)) for name in categories]
-        table.add_row(model, *cells, str(each["n"]), str(each["failed"]))
-    _show(table)
+    ranked = dict(sorted(scores.items(), key=lambda item: -(item[1]["average"] or 0)))
+    categories = list(dict.fromkeys(name for each in ranked.values() for name in each["categories"]))
+    rows: dict[str, list[str]] = {
+        "average": [_number(each["average"], 4) for each in ranked.values()],
+        "95 %": [_range(each["interval"]) for each in ranked.values()],
+        "turn 1": [_number(each["turn1"], 4) for each in ranked.values()],
+        "turn 2": [_number(each["turn2"], 4) for each in ranked.values()],
+    }
+    for name in categories:
+        rows[name] = [_number(each["categories"].get(name)) for each in ranked.values()]
+    rows["judgments"] = [str(each["n"]) for each in ranked.values()]
+    rows["failed"] = [str(each["failed"]) for each in ranked.values()]
+    # Many models do not fit side by side: then a row each, without the categories.
+    if len(ranked) > _SIDE_BY_SIDE:
+        _many(list(ranked), {name: cells for name, cells in rows.items() if name not in categories})
+    else:
+        table = Table(title="MT-Bench", title_justify="left")
+        table.add_column("")
+        for model in ranked:
+            table.add_column(model, justify="right", overflow="fold")
+        for name, cells in rows.items():
+            table.add_row(name, *cells)
+        _show(table)
     models = list(scores)
     for place, first in enumerate(models):
         for second in models[place + 1 :]:
             found = scores[first].get("versus", {}).get(second)
             if found:
                 _compare(first, second, found)
+
+
+def _many(models: list[str], rows: dict[str, list[str]]) -> None:
+    table = Table(title="MT-Bench", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for name in rows:
+        table.add_column(name, justify="right")
+    for model, *cells in zip(models, *rows.values(), strict=True):
+        table.add_row(model, *cells)
+    _show(table)
 
 
 def _compare(first: str, second: str, found: Row) -> None:
