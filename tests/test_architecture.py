@@ -20,7 +20,7 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # A module imports from its own line or from those above. A name stands for all that is inside it, unless what is
 # inside has a place of its own.
 ORDER = [
-    "errors",
+    "errors options",
     "data.records recipe run progress tracking markdown gguf_file",
     "data.tokenizer data.gguf_tokenizer data.chat data.template data.sources data.screen",
     "model.mesh model.hub model.attention model.safetensors_file data.sharing",
@@ -29,14 +29,14 @@ ORDER = [
     "model.gguf_weights model.hf_config",
     "data.mixture model.weights model.lora",
     "train.trainer train.checkpoint inference",
-    "train.sft train.preference train.reference train.scores train.gates inference.server assistant evaluate.judge",
+    "train.sft train.preference train.reference train.scores train.gates inference.server assistant",
     "scorer evaluate.protocol",
     "respond",
     "evaluate card report evidence prepare stage show verbs",
-    "benchmarking",
-    "pipeline",
+    "pipeline evaluating benchmarking",
     "plan",
-    "options cli_benchmarks",
+    "cli_benchmarks",
+    "cli_evaluate",
     "cli __main__",
 ]
 RANKS = {name: rank for rank, line in enumerate(ORDER, 1) for name in line.split()}

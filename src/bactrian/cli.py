@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from bactrian.cli_benchmarks import evaluate
+from bactrian.cli_evaluate import evaluate_app
 from bactrian.errors import BactrianError, InputError
-from bactrian.options import WithDefault
 
 app = typer.Typer(
     help="From a base Llama-family model to a chat assistant: data, SFT, DPO, evaluation, chat, model card.",
@@ -20,9 +19,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at what the model will learn.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-evaluate_app = typer.Typer(cls=WithDefault, help="Benchmarks of a MODEL: --suite tulu2, or --tasks of lm-eval.")
 app.add_typer(evaluate_app, name="evaluate")
-evaluate_app.command("benchmarks", hidden=True)(evaluate)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]

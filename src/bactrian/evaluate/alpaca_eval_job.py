@@ -16,7 +16,7 @@ from bactrian.evaluate.judge import AnyJudge, Reward
 
 Row = dict[str, Any]
 
-_DIFFICULTIES = ("instruction_difficulty.csv", "derived_instruction_difficulty.csv", "df_gamed.csv")
+DIFFICULTIES = ("instruction_difficulty.csv", "derived_instruction_difficulty.csv", "df_gamed.csv")
 _GAMED = ("df_gamed.csv", "derived_gamed_length_features.csv", "gamed_length_features.csv")
 
 
@@ -82,7 +82,7 @@ def score(rows: Sequence[Row], files: Files) -> Row:
 
 def control(rows: Sequence[Row], files: Files) -> length_control.Controlled | None:
     """The length-controlled win rate, where difficulties and gamed baselines are given or lie in the data's folder."""
-    difficulty = files.difficulty or published.beside(files.data, _DIFFICULTIES)
+    difficulty = files.difficulty or published.beside(files.data, DIFFICULTIES)
     gamed = files.gamed or published.beside(files.data, _GAMED)
     if difficulty is None or gamed is None:
         return None

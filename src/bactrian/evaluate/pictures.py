@@ -36,7 +36,10 @@ def radar(path: Path, scores: dict[str, Row]) -> bool:
             axes.plot([*angles, angles[0]], [*values, values[0]], color=colour, linewidth=2, marker="o", label=shown)
             axes.fill([*angles, angles[0]], [*values, values[0]], color=colour, alpha=0.08)
         axes.set_xticks(angles, names)
-        axes.tick_params(axis="x", pad=12)
+        for angle, label in zip(angles, axes.get_xticklabels(), strict=True):
+            side = math.cos(angle)
+            label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+        axes.tick_params(axis="x", pad=4)
         axes.set_ylim(0, 10)
         axes.set_yticks([2, 4, 6, 8, 10])
         axes.set_title("MT-Bench: mean rating by category", pad=24)
@@ -59,7 +62,9 @@ def bars(path: Path, parts: dict[str, Row], whole: Row, model: str) -> bool:
             low, high = row["mean"] - row["low"], row["high"] - row["mean"]
             axes.barh(place, row["mean"], color=colour, alpha=0.85)
             axes.errorbar(row["mean"], place, xerr=[[low], [high]], color="#12304a", capsize=4)
-            axes.text(1, place, f"{row['mean']:.1f}", va="center", color="white", fontweight="bold")
+            inside = row["mean"] > 12
+            at = 1 if inside else row["high"] + 1
+            axes.text(at, place, f"{row['mean']:.1f}", va="center", color="white" if inside else "black", weight="bold")
         axes.axvline(50, color="#5d6b7a", linestyle="--", linewidth=1)
         axes.set_yticks(range(len(rows)), [f"{name} ({row['n']})" for name, row in rows.items()])
         axes.invert_yaxis()

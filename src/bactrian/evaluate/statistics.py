@@ -55,12 +55,15 @@ class Comparison:
 def interval(items: Sequence[Sequence[float]]) -> Interval | None:
     """The mean over all values of all items, and its bootstrap interval over items. None without a value.
 
-    An item may have several values (a question's turns) or none; the mean is over values, as scores count.
+    An item may have several values (a question's turns) or none, and then it is left out; the mean is over values, as
+    scores count.
     """
-    sums, counts = _sums(items)
-    if not counts.sum():
+    items = [item for item in items if len(item)]
+    if not items:
         return None
-    means = np.concatenate([sums[draw].sum(1) / np.maximum(counts[draw].sum(1), 1) for draw in _draws(len(sums))])
+    sums = np.array([float(np.sum(item)) for item in items])
+    counts = np.array([len(item) for item in items], float)
+    means = np.concatenate([sums[draw].sum(1) / counts[draw].sum(1) for draw in _draws(len(sums))])
     low, high = _limits(means)
     return Interval(float(sums.sum() / counts.sum()), low, high)
 
@@ -118,7 +121,3 @@ def _limits(means: np.ndarray) -> tuple[float, float]:
     tail = 100 * (1 - _LEVEL) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)
-
-
-def _sums(items: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([float(np.sum(item)) for item in items]), np.array([len(item) for item in items], float)
