@@ -35,10 +35,13 @@ class Subject:
     dtype: Dtype = "float32"
 
 
-def short(model: str) -> str:
-    """A model's name as part of a folder's."""
+def folder(model: str, evaluation: str) -> Path:
+    """Where an evaluation is kept if nobody says: in a run's folder, or beside the runs."""
+    if (Path(model) / "recipe.json").is_file():
+        return Path(model) / "benchmarks" / evaluation
     last = model.rstrip("/").rpartition("/")[2] or model
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last.removesuffix(".gguf")).strip("-.") or "model"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.removesuffix(".gguf")).strip("-.") or "model"
+    return Path("runs") / f"{name}-{evaluation}"
 
 
 def names(given: str | None) -> tuple[str, ...]:

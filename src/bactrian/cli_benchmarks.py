@@ -27,7 +27,7 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder with the suite's data as its authors publish it; else the Hub's.")
+        Path | None, typer.Option(envvar="BACTRIAN_DATA", help="A folder with the suite's data as published; else the Hub's.")
     ] = None,
     run_code: Annotated[
         bool, typer.Option("--run-code", help="Run what the model writes for HumanEval, in a sandbox.")
@@ -52,7 +52,7 @@ def evaluate(
     from bactrian.evaluate import suite as suites
 
     subject = benchmarking.Subject(model, format, dtype)
-    folder = out or Path("runs") / f"{benchmarking.short(model)}-{suite or 'tasks'}"
+    folder = out or benchmarking.folder(model, suite or "tasks")
     try:
         if tasks is not None:
             wanted = harness.Tasks(tuple(tasks.split(",")), tasks_folder, fewshot, limit, as_chat)

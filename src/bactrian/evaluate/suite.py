@@ -76,7 +76,7 @@ def run(responder: Responder, clip: Clip, wanted: Wanted, model: Row, out: Path)
             record(out, model, {benchmark.name: _row(benchmark, items, wanted)})
     finally:
         kept.close()
-    return scores(out)
+    return scores(out) if benchmarks else {"model": model, "benchmarks": {}}
 
 
 def settle(out: Path, settings: Row) -> None:
