@@ -167,7 +167,7 @@ def mt_bench(
     from bactrian.evaluate import mt_bench as rules
 
     if judgments is not None:
-        scores = evaluating.score_judgments(judgments, files.questions, baseline)
+        scores = evaluating.score_judgments(judgments, files.questions, baseline, out)
     else:
         first, folder = _asked(model, out, "mt-bench", "--judgments FILE")
         second = None if against is None else AnswerOptions().candidate(against, rules.MAX_TOKENS)

@@ -307,21 +307,26 @@ def _plan(calls: list[Call], judging: Judging, folder: Folder, answers_to_make: 
     return plan
 
 
-def score_judgments(path: Path, questions: Path | None, baseline: str | None) -> Row:
-    """MT-Bench's figures from judgments, rated or in pairs. Raises `DataError`."""
+def score_judgments(path: Path, questions: Path | None, baseline: str | None, out: Path | None = None) -> Row:
+    """MT-Bench's figures from judgments, rated or in pairs; with a folder, its files too. Raises `DataError`."""
     rows = published.rows(path)
     if mt_bench_scores.is_pairwise(rows):
-        return mt_bench_scores.pairwise(rows, baseline)
-    repeated = mt_bench_scores.repeated(rows)
-    if repeated:
-        progress.say(f"warning: {repeated} judgments are repeated; like FastChat, each counts")
-    wrong = mt_bench_scores.disagreements(rows)
-    if wrong:
-        progress.say(f"warning: {len(wrong)} recorded scores are not what the judgment says, the first at {wrong[0]}")
-    categories = None
-    if questions is not None:
-        categories = {each.id: each.category for each in mt_bench.read_questions(questions)}
-    return mt_bench_scores.single(rows, categories)
+        scores = mt_bench_scores.pairwise(rows, baseline)
+    else:
+        repeated, wrong = mt_bench_scores.repeated(rows), mt_bench_scores.disagreements(rows)
+        if repeated:
+            progress.say(f"warning: {repeated} judgments are repeated; like FastChat, each counts")
+        if wrong:
+            progress.say(
+                f"warning: {len(wrong)} recorded scores are not what the judgment says, the first at {wrong[0]}"
+            )
+        categories = None
+        if questions is not None:
+            categories = {each.id: each.category for each in mt_bench.read_questions(questions)}
+        scores = mt_bench_scores.single(rows, categories)
+    if out is not None:
+        mt_bench_job.write_scores(Folder(out), [row for _, row in rows], scores)
+    return scores
 
 
 def score_annotations(path: Path, files: alpaca_eval_job.Files, version: Version, out: Path | None) -> Row:

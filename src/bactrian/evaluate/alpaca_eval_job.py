@@ -66,7 +66,7 @@ def run(folder: Folder, pairs: list[Row], judge: AnyJudge, files: Files, version
     failed = [row for row in rows if "error" in row]
     if failed:
         progress.say(
-            f"warning: {len(failed)} of {len(rows)} judgments failed ({failed[0]['error']}); "
+            f"warning: {len(failed)} of {len(rows)} judgments failed ({failed[0]['error']}) and are in no mean; "
             f"the same command asks for them again"
         )
     return scores

@@ -56,26 +56,41 @@ def single(folder: Folder, bench: Bench, given: dict[int, Answer], judge: AnyJud
     _stop_if_unasked(rows, folder)
     placed = [(f"{folder.file('judgments.jsonl')}:{n}", row) for n, row in enumerate(rows, start=1)]
     scores = mt_bench_scores.single(placed, {question.id: question.category for question in bench.questions})
+    _write(folder, scores, judge.name)
+    page.write_mt_bench(folder.file("page.html"), rows, bench.questions, [given])
+    _tell_of_failures(rows)
+    return scores
+
+
+def _write(folder: Folder, scores: dict[str, Row], judge: str) -> None:
     results = [
         Result(
             metric="mt_bench",
-            name="MT-Bench",
+            name="MT-Bench" if len(scores) == 1 else f"MT-Bench of {model}",
             dataset="MT-Bench",
             value=each["average"],
             n=each["n"],
             low=each["interval"]["low"],
             high=each["interval"]["high"],
-            judge=judge.name,
+            judge=judge,
             note=f"{each['failed']} judgments failed" if each["failed"] else None,
         )
-        for each in scores.values()
+        for model, each in scores.items()
         if each["interval"]
     ]
-    folder.write_scores(scores, results, benchmark="mt-bench", mode="single", judge=judge.name)
-    page.write_mt_bench(folder.file("page.html"), rows, bench.questions, [given])
+    folder.write_scores(scores, results, benchmark="mt-bench", mode="single", judge=judge)
     pictures.radar(folder.file("radar.png"), scores)
-    _tell_of_failures(rows)
-    return scores
+
+
+def write_scores(folder: Folder, rows: list[Row], scores: dict[str, Row]) -> None:
+    """The folder's files of judgments that came from elsewhere: there are no answers to show."""
+    folder.write_rows("judgments.jsonl", rows)
+    judged = rows[0].get("judge")
+    judge = str(judged[0]) if isinstance(judged, list) and judged else "unknown"
+    if "model_1" in rows[0]:
+        folder.write_scores(scores, [], benchmark="mt-bench", mode="pairwise", judge=judge)
+    else:
+        _write(folder, scores, judge)
 
 
 def pairwise(folder: Folder, bench: Bench, first: dict[int, Answer], second: dict[int, Answer], judge: AnyJudge) -> Row:
@@ -180,6 +195,6 @@ def _tell_of_failures(rows: list[Row]) -> None:
     failed = [row for row in rows if "error" in row]
     if failed:
         progress.say(
-            f"warning: {len(failed)} of {len(rows)} judgments failed ({failed[0]['error']}); "
+            f"warning: {len(failed)} of {len(rows)} judgments failed ({failed[0]['error']}) and are in no mean; "
             f"the same command asks for them again"
         )
