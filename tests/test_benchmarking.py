@@ -30,7 +30,9 @@ def world(tmp_path_factory) -> Path:
     for name in ("first", "second"):
         examples = [{"input": f"{name} {n}?", "target": "yes"} for n in range(3)]
         (data / "bbh" / "bbh" / f"{name}.json").write_text(json.dumps({"examples": examples}))
-        (data / "bbh" / "cot-prompts" / f"{name}.txt").write_text("warning\n-----\nAnswer.\n\nQ: a?\nA: the answer is b.\n")
+        (data / "bbh" / "cot-prompts" / f"{name}.txt").write_text(
+            "warning\n-----\nAnswer.\n\nQ: a?\nA: the answer is b.\n"
+        )
     targets = {"Yes.": 1, "No.": 0, "Maybe so.": 0}
     questions = [{"question": f"Is it {n}?", "mc1_targets": targets, "mc2_targets": targets} for n in range(3)]
     (data / "truthfulqa" / "mc_task.json").write_text(json.dumps(questions))
@@ -52,7 +54,9 @@ def finished(world, tmp_path_factory) -> Path:
         out = tmp_path_factory.mktemp("finished") / "out"
         only = "mmlu,gsm8k,bbh,truthfulqa"
         shorter(patch)
-        done = evaluate(world, out, "--suite", "tulu2", "--only", only, "--limit", "2", "--expected", "tulu-2-dpo-7b", "--json")
+        done = evaluate(
+            world, out, "--suite", "tulu2", "--only", only, "--limit", "2", "--expected", "tulu-2-dpo-7b", "--json"
+        )
     assert done.code == 0, done.err
     (out.parent / "out.json").write_text(done.out)
     return out
@@ -102,7 +106,16 @@ def test_a_killed_job_resumes_to_the_same_scores(world, finished, tmp_path, monk
     asked = []
     keep = kept.Kept._keep
     monkeypatch.setattr(kept.Kept, "_keep", lambda self, key, answers: (asked.append(key), keep(self, key, answers)))
-    arguments = ("--suite", "tulu2", "--only", "mmlu,gsm8k,bbh,truthfulqa", "--limit", "2", "--expected", "tulu-2-dpo-7b")
+    arguments = (
+        "--suite",
+        "tulu2",
+        "--only",
+        "mmlu,gsm8k,bbh,truthfulqa",
+        "--limit",
+        "2",
+        "--expected",
+        "tulu-2-dpo-7b",
+    )
     done = evaluate(world, out, *arguments)
     assert done.code == 0, done.err
     assert len(asked) == 1

@@ -105,7 +105,9 @@ def test_a_context_too_long_loses_its_beginning_and_says_so(respondent, monkeypa
     long = "Where does Ada find bread? " * 200
     [cut] = respondent.score([long], [" Good"])
     ids = text_ids(respondent, f"{long.rstrip()}  Good")[-respondent.assistant.config.max_positions - 1 :]
-    assert cut.logprob == pytest.approx(_direct(respondent, np.array(ids), len(text_ids(respondent, "  Good"))), rel=1e-3)
+    assert cut.logprob == pytest.approx(
+        _direct(respondent, np.array(ids), len(text_ids(respondent, "  Good"))), rel=1e-3
+    )
     assert "1 prompts lost their beginning" in said[0]
     assert len(respondent.generate([long], Settings(max_tokens=4))) == 1
     assert len(said) == 2

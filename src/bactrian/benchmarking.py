@@ -112,14 +112,22 @@ def _beside_row(name: str, found: Row) -> Row:
 def show(scores: Row) -> None:
     """The scores as a table."""
     table = Table(title=scores["model"]["name"], title_justify="left")
-    for name, justify in (("benchmark", "left"), ("metric", "left"), ("score", "right"), ("95 %", "right"), ("n", "right")):
+    for name, justify in (
+        ("benchmark", "left"),
+        ("metric", "left"),
+        ("score", "right"),
+        ("95 %", "right"),
+        ("n", "right"),
+    ):
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     has_paper = any("paper" in row for row in scores["benchmarks"].values())
     table.add_column("the paper's" if has_paper else "")
     for name, row in scores["benchmarks"].items():
         if "lm_eval" in row:
             for metric, value in row["lm_eval"]["metrics"].items():
-                table.add_row(name, metric, f"{value['score']:.4f}", _range(value, 4), str(row["lm_eval"]["n"] or ""), "")
+                table.add_row(
+                    name, metric, f"{value['score']:.4f}", _range(value, 4), str(row["lm_eval"]["n"] or ""), ""
+                )
             continue
         beside = f"{row['paper']['score']:.1f}" if "paper" in row else row.get("note", "")
         table.add_row(row["title"], row["metric"], f"{row['score']:.2f}", _range(row, 2), str(row["n"]), beside)

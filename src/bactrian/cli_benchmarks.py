@@ -19,7 +19,9 @@ Model = Annotated[
 def evaluate(
     model: Model,
     suite: Annotated[Literal["tulu2"] | None, typer.Option(help="The benchmarks of the Tulu 2 paper.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval in place of a suite, by name, with commas.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-eval in place of a suite, by name, with commas.")
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option(
@@ -27,7 +29,8 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(envvar="BACTRIAN_DATA", help="A folder with the suite's data as published; else the Hub's.")
+        Path | None,
+        typer.Option(envvar="BACTRIAN_DATA", help="A folder with the suite's data as published; else the Hub's."),
     ] = None,
     run_code: Annotated[
         bool, typer.Option("--run-code", help="Run what the model writes for HumanEval, in a sandbox.")
@@ -35,7 +38,9 @@ def evaluate(
     expected: Annotated[
         str | None, typer.Option(help="A model of the paper to compare with: tulu-2-dpo-7b, tulu-2-70b, …")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many items of each benchmark, or of each part of it.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many items of each benchmark, or of each part of it.")
+    ] = None,
     fewshot: Annotated[int | None, typer.Option(help="Worked examples in front of each item of --tasks.")] = None,
     as_chat: Annotated[bool, typer.Option("--as-chat", help="Ask --tasks in the model's chat format.")] = False,
     tasks_folder: Annotated[Path | None, typer.Option(help="A folder with more task files for --tasks.")] = None,

@@ -170,7 +170,9 @@ def tydiqa_folder(tmp_path) -> Path:
         content = {"data": [article("finnish", count), article("english", count // 3)]}
         (folder / file).write_text(json.dumps(content))
     wordings = {"english": ("Do it.", "P:", "Q:", "A:"), "finnish": ("Tee se.", "K:", "K2:", "V:")}
-    (folder / "run_eval.py").write_text(f"import os\nencoding_templates_with_context = {wordings!r}\n", encoding="utf-8")
+    (folder / "run_eval.py").write_text(
+        f"import os\nencoding_templates_with_context = {wordings!r}\n", encoding="utf-8"
+    )
     return tmp_path
 
 

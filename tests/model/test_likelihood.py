@@ -32,7 +32,7 @@ WINDOWED = replace(CONFIG, sliding_window=7)
 
 
 def parameters(config: llama.Config) -> llama.Parameters:
-    return jax.tree.map(lambda weight: weight * 8, llama.init(config, jax.random.PRNGKey(1)))
+    return jax.tree.map(lambda weight: weight * 4, llama.init(config, jax.random.PRNGKey(1)))
 
 
 @pytest.mark.parametrize("chunk", [None, 3, 64])

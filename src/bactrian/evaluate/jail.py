@@ -100,7 +100,9 @@ def _become_root_of_own() -> None:
 
 def _build_root(paths: list[str], size: int) -> None:
     """A root folder in memory with nothing in it but `paths`, read only, and the box."""
-    root = next(over for over in _OVER if os.path.isdir(over) and not any(f"{p}/".startswith(f"{over}/") for p in paths))
+    root = next(
+        over for over in _OVER if os.path.isdir(over) and not any(f"{p}/".startswith(f"{over}/") for p in paths)
+    )
     _call("mount", None, b"/", None, _REC | _PRIVATE, None)
     _mount_memory(root, size, "0755")
     for path in paths:

@@ -1,9 +1,9 @@
 """`--suite tulu2`: the benchmarks of the Tulu 2 paper one after the other, each whole on disk before the next begins.
 
-    settings.json     what was asked of which model, and how
-    responses.jsonl   what the model said, as it said it
-    NAME.jsonl        a benchmark's items: question, answer, what was taken from it, what was wanted, what that is worth
-    scores.json       the scores so far
+settings.json     what was asked of which model, and how
+responses.jsonl   what the model said, as it said it
+NAME.jsonl        a benchmark's items: question, answer, what was taken from it, what was wanted, what that is worth
+scores.json       the scores so far
 """
 
 import json
@@ -101,7 +101,31 @@ def settle(out: Path, settings: Row) -> None:
 def record(out: Path, model: Row, found: dict[str, Row]) -> None:
     """Add scores to those of the folder."""
     before = scores(out).get("benchmarks", {}) if (out / "scores.json").exists() else {}
-    write_json(out / "scores.json", {"model": model, "benchmarks": {**before, **found}})
+    rows = {**before, **found}
+    results = [result for name, row in rows.items() for result in _results(name, row)]
+    write_json(out / "scores.json", {"model": model, "benchmarks": rows, "results": results})
+
+
+def _results(name: str, row: Row) -> list[Row]:
+    """A benchmark's figures as a model card shows them."""
+    if "lm_eval" in row:
+        found = row["lm_eval"]
+        return [
+            {
+                "name": f"{name}, {metric}",
+                "dataset": name,
+                "metric": metric,
+                "value": value["score"],
+                "n": found["n"] or 0,
+            }
+            | {bound: value[bound] for bound in ("low", "high") if bound in value}
+            for metric, value in found["metrics"].items()
+        ]
+    shown = {"name": row["title"], "dataset": row["title"].partition(",")[0], "metric": row["metric"], "n": row["n"]}
+    limit = (row.get("settings") or {}).get("limit")
+    notes = [row["note"]] if "note" in row else []
+    notes += [f"the first {limit} of each part"] if limit else []
+    return [{**shown, "value": row["score"], "low": row["low"], "high": row["high"], "note": "; ".join(notes)}]
 
 
 def scores(out: Path) -> Row:

@@ -28,7 +28,9 @@ def read(origin: Origin) -> dict[str, dict[str, Any]]:
 
 def _of_hub() -> dict[str, dict[str, Any]]:
     prompts = bundled.bbh_prompts()
-    return {name: {"prompt": text, "examples": files.hub("lukaemon/bbh", name, "test")} for name, text in prompts.items()}
+    return {
+        name: {"prompt": text, "examples": files.hub("lukaemon/bbh", name, "test")} for name, text in prompts.items()
+    }
 
 
 def _of_files(origin: Origin) -> dict[str, dict[str, Any]]:

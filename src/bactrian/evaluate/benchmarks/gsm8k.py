@@ -63,7 +63,14 @@ BENCHMARK = Benchmark(
     name="gsm8k",
     title="GSM8K, 8-shot chain of thought",
     metric="exact match of the last number",
-    settings={"shots": 8, "items": _COUNT, "seed": SEED, "max_tokens": 512, "temperature": 0, "answer begins with": _BEGUN},
+    settings={
+        "shots": 8,
+        "items": _COUNT,
+        "seed": SEED,
+        "max_tokens": 512,
+        "temperature": 0,
+        "answer begins with": _BEGUN,
+    },
     read=read,
     run=run,
 )

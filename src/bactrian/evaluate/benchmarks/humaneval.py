@@ -42,7 +42,15 @@ def run(responder: Responder, clip: Clip, rows: Rows) -> list[Graded]:
         said = completions[own][0]
         taken = f"{passed} of {_SAMPLES} passed"
         graded.append(
-            Graded(row["task_id"], "humaneval", row["prompt"], said, taken, row["entry_point"], pass_at(_K, passed, _SAMPLES))
+            Graded(
+                row["task_id"],
+                "humaneval",
+                row["prompt"],
+                said,
+                taken,
+                row["entry_point"],
+                pass_at(_K, passed, _SAMPLES),
+            )
         )
     return graded
 

@@ -99,7 +99,9 @@ def _read_wordings(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def run(responder: Responder, clip: Clip, data: dict[str, Any]) -> list[Graded]:
-    prompts = [_prompt(row, data["examples"][row["language"]], data["wordings"][row["language"]], clip) for row in data["rows"]]
+    prompts = [
+        _prompt(row, data["examples"][row["language"]], data["wordings"][row["language"]], clip) for row in data["rows"]
+    ]
     said = answers(responder, prompts, Settings(max_tokens=50))
     graded = []
     for row, prompt, answer in zip(data["rows"], prompts, said, strict=True):
