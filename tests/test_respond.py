@@ -1,5 +1,7 @@
 """Laws: prompts become the ids that training and serving see; text is cut as lm-eval cuts it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import tiny
@@ -55,7 +57,7 @@ def test_scores_add_up_over_a_continuation(respondent):
         pytest.fail("choose a text whose beginnings are cut as the whole is")
     steps = [
         respondent.score([before], [after[len(before) :]])[0].logprob
-        for before, after in zip(pieces[:-1], pieces[1:], strict=True)
+        for before, after in pairwise(pieces)
         if not before.endswith(" ")
     ]
     [whole] = respondent.score([pieces[0]], [pieces[-1][len(pieces[0]) :]])
@@ -116,7 +118,7 @@ def test_a_context_too_long_loses_its_beginning_and_says_so(respondent, monkeypa
 def test_what_cannot_fit_is_refused(respondent):
     with pytest.raises(InputError, match="max_tokens is 512, and the model has 512 positions"):
         respondent.generate(["Good"], Settings(max_tokens=512))
-    with pytest.raises(InputError, match="a continuation of .* tokens cannot be scored"):
+    with pytest.raises(InputError, match=r"a continuation of .* tokens cannot be scored"):
         respondent.score(["Good"], [" day" * 600])
 
 

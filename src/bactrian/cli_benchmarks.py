@@ -25,7 +25,7 @@ def evaluate(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Of the suite: mmlu, gsm8k, bbh, tydiqa, humaneval; truthfulqa and toxigen are lm-eval's, not the paper's."
+            help="mmlu, gsm8k, bbh, tydiqa, humaneval, with commas; also truthfulqa and toxigen, not the paper's."
         ),
     ] = None,
     data: Annotated[

@@ -1,4 +1,4 @@
-"""The paper's benchmarks: data found in every layout, prompts as open-instruct writes them, answers graded by its rules."""
+"""The paper's benchmarks: data in every layout, prompts as open-instruct writes them, grades by its rules."""
 
 import csv
 import gzip
@@ -112,7 +112,7 @@ def test_the_last_number(text, number):
 
 
 def test_gsm8k_says_what_is_wrong_with_its_file(tmp_path):
-    with pytest.raises(DataError, match="no GSM8K in it; it should hold gsm8k/test.jsonl"):
+    with pytest.raises(DataError, match=r"no GSM8K in it; it should hold gsm8k/test\.jsonl"):
         gsm8k.read(Origin(tmp_path))
     (tmp_path / "gsm8k").mkdir()
     (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "Q", "answer": "no mark"}\n')

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bactrian.evaluate import published
 from bactrian.data.sources import reader
 from bactrian.errors import DataError
+from bactrian.evaluate import published
 from bactrian.recipe import Source
 
 Rows = list[dict[str, Any]]
@@ -49,7 +49,7 @@ def hub(name: str, config: str | None, split: str) -> Rows:
     except Exception as error:  # the library raises whatever its many parts raise
         why = str(error).strip().split("\n")[0][:200]
         raise DataError(
-            f"hf:{name}: cannot be loaded ({why}); go online, or give a folder that holds the published files with --data"
+            f"hf:{name}: cannot be loaded ({why}); go online, or give the published files' folder with --data"
         ) from None
 
 

@@ -71,7 +71,7 @@ def plain(text: str) -> str:
 
 
 def score(items: Sequence[Graded], macro: bool) -> tuple[Interval, dict[str, float]]:
-    """The score in percent with its bootstrap interval over items, drawn within groups if `macro`, and groups' means."""
+    """The score in percent with its bootstrap interval over items (within groups if `macro`), and the groups' means."""
     groups: dict[str, list[float]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(100 * item.value)

@@ -30,7 +30,7 @@ _WORDING_FILE = published.File(
 
 
 def read(origin: Origin) -> dict[str, Any]:
-    """`wordings` and the one worked `examples` of each language, and 100 `rows` of each, drawn as open-instruct does."""
+    """`wordings` and one worked `examples` of each language, and 100 `rows` of each, drawn as open-instruct does."""
     if origin.folder is None:
         hub = ("google-research-datasets/tydiqa", "secondary_task")
         test, train = (_of_hub(files.hub(*hub, split)) for split in ("validation", "train"))
