@@ -4,7 +4,8 @@
 
 Each side runs in a process of its own, on the same local files (DIR/truthfulqa/mc_task.json,
 DIR/mmlu/mmlu_test.jsonl.gz, DIR/gsm8k/test.jsonl), with the same weights and float32. Our side has its programs compiled
-before the clock starts, and `hf` is warmed on two items; `hf` then runs once per batch size, and the fastest counts. Printed: seconds, and their ratio.
+before the clock starts; `hf` is warmed on two items, runs once per batch size, and its fastest run counts. Printed:
+seconds, and their ratio.
 """
 
 import argparse
