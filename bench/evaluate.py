@@ -3,9 +3,9 @@
     python bench/evaluate.py --data DIR [--tasks truthfulqa,mmlu,generation] [--items N] [--batch-sizes 1,8,16]
 
 Each side runs in a process of its own, on the same local files (DIR/truthfulqa/mc_task.json,
-DIR/mmlu/mmlu_test.jsonl.gz, DIR/gsm8k/test.jsonl), with the same weights and float32. Our side has its programs compiled
-before the clock starts; `hf` is warmed on two items, runs once per batch size, and its fastest run counts. Printed:
-seconds, and their ratio.
+DIR/mmlu/mmlu_test.jsonl.gz, DIR/gsm8k/test.jsonl), with the same weights and float32. Our side has its programs
+compiled before the clock starts; `hf` is warmed on two items, runs once per batch size, and its fastest run counts.
+Printed: seconds, and their ratio.
 """
 
 import argparse
