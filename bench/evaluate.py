@@ -67,7 +67,7 @@ def _seconds(side: str, task: str, items: int, data: Path, batch_size: int) -> f
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         name = getattr(local_tasks, NAMES[task])(folder, data, items)
-        manager = TaskManager(include_path=str(folder))
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
         spent: list[float] = []
         # Warm: the same requests once, so that programs are compiled; torch needs a few of them at most.
         for limit in (None if side == "bactrian" else 2, None):

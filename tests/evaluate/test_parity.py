@@ -42,7 +42,7 @@ def theirs(exported) -> HFLM:
 
 
 def responses(model: Any, folder: Path, name: str, chat: bool = False) -> list[list[Any]]:
-    manager = TaskManager(include_path=str(folder))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     found = lm_eval.simple_evaluate(
         model=model,
         tasks=[name],
