@@ -79,7 +79,7 @@ def batches(requests: Sequence[Request], at_once: int) -> list[Batches]:
     found = []
     # A group of its own wastes half a batch, in the mean.
     for group in sharing.groups([request.context for request in requests], at_once // 2):
-    """Batches of rows, each row a list of segments, with their row length: the one that costs least."""
+        segments = [
             segment for index in group.members for segment in _segments(index, requests[index], group.shared, at_once)
         ]
         rows = []
