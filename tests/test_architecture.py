@@ -20,20 +20,25 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # A module imports from its own line or from those above. A name stands for all that is inside it, unless what is
 # inside has a place of its own.
 ORDER = [
-    "errors",
+    "errors options",
     "data.records sections recipe run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.gguf_tokenizer data.chat data.template data.binarize data.sources "
     "data.screen data.screens",
-    "model.mesh model.hub model.attention model.safetensors_file",
-    "data.workers data.tokenizing data.corpus data.packing model.llama model.logprobs train.optimizer",
+    "model.mesh model.hub model.attention model.safetensors_file data.sharing",
+    "data.workers data.tokenizing data.corpus data.packing model.prefix",
+    "data.questions model.llama model.logprobs model.likelihood train.optimizer",
     "model.gguf_weights model.hf_config",
     "data.mixture model.weights model.lora",
     "data.build",
     "train.trainer train.checkpoint inference",
-    "train.sft train.preference train.reference train.scores train.gates inference.server assistant evaluate.judge",
+    "train.sft train.preference train.reference train.scores train.gates inference.server assistant",
+    "scorer evaluate.protocol",
+    "respond",
     "evaluate card report evidence prepare page stage show stats check verbs on_policy build_verb",
-    "pipeline",
+    "pipeline evaluating benchmarking",
     "plan",
+    "cli_benchmarks",
+    "cli_evaluate",
     "cli __main__",
 ]
 RANKS = {name: rank for rank, line in enumerate(ORDER, 1) for name in line.split()}

@@ -74,12 +74,13 @@ def _render(run: Run, pictures: list[str]) -> str:
     recipe, ledger, evaluation = run.recipe(), run.evidence("ledger"), run.evidence("evaluation")
     labels = ["base", *recipe.stages()]
     scores = _scores(evaluation, labels)
+    benchmarks = run.benchmarks()
     template = resources.files("bactrian").joinpath("templates/card.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     return environment.from_string(template).render(
-        metadata=_metadata(recipe, scores),
+        metadata=_metadata(recipe, scores, benchmarks),
         title=harmless(recipe.export.name or recipe.name),
         base=harmless(_base_model(recipe.model.source)),
         stages=[TITLES[name] for name in recipe.stages()],
@@ -91,6 +92,7 @@ def _render(run: Run, pictures: list[str]) -> str:
         curves=[{"file": f"{name}.png", "title": _CURVES[name]} for name in pictures],
         scores=_score_table(scores, labels),
         meanings=_meanings(scores, recipe.evaluation),
+        benchmarks=_benchmark_table(benchmarks),
         samples=_samples(run.samples(), labels),
         learnt=_learnt(recipe, ledger),
         longest=[f"{number(stage.max_length)} tokens ({TITLES[name]})" for name, stage in recipe.stages().items()],
@@ -102,7 +104,7 @@ def _render(run: Run, pictures: list[str]) -> str:
 # Front matter
 
 
-def _metadata(recipe: Recipe, scores: list[Score]) -> str:
+def _metadata(recipe: Recipe, scores: list[Score], benchmarks: list[dict[str, Any]]) -> str:
     """The Hub's YAML. https://github.com/huggingface/hub-docs/blob/main/modelcard.md"""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -123,6 +125,18 @@ def _metadata(recipe: Recipe, scores: list[Score]) -> str:
                     metric_name=f"held-out {shown}",
                 )
             )
+    for result in benchmarks:
+        judged = f", judged by {result['judge']}" if result.get("judge") else ""
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=re.sub(r"[^a-z0-9]+", "_", result["dataset"].lower()).strip("_"),
+                dataset_name=result["dataset"],
+                metric_type=result["metric"],
+                metric_value=result["value"],
+                metric_name=f"{result['name']}{judged}",
+            )
+        )
     hub = [_name(source.path) for stage in stages.values() for source in stage.data if source.path.startswith("hf:")]
     return ModelCardData(
         language=recipe.export.language,
@@ -260,6 +274,17 @@ def _score_table(scores: list[Score], labels: Sequence[str]) -> str:
         for score in scores
     ]
     return table(("score", "n", *(TITLES[label] for label in labels)), rows)
+
+
+def _benchmark_table(benchmarks: list[dict[str, Any]]) -> str:
+    """A row per figure, with its interval where it has one."""
+    rows = []
+    for result in benchmarks:
+        low, high = result.get("low"), result.get("high")
+        between = "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+        shown = [harmless(result["name"]), f"{result['value']:.2f}", between, number(result["n"])]
+        rows.append([*shown, harmless(result.get("judge") or ""), harmless(result.get("note") or "")])
+    return table(("benchmark", "score", "95 % interval", "n", "judge", "note"), rows)
 
 
 def _meanings(scores: list[Score], evaluation: Evaluation) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bactrian.cli_evaluate import evaluate_app
 from bactrian.errors import BactrianError, InputError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Build data sets, and look at what the model will learn.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(evaluate_app, name="evaluate")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]

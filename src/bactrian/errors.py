@@ -9,6 +9,7 @@
     │   └── RunError           a run folder that belongs to something else, or cannot be written
     └── RunFailed              the run itself went wrong; exits with 1
         ├── GateFailed         a check before the first step does not hold
+        ├── JudgeError         a judge or model behind an address cannot be reached, or does not answer
         └── Diverged           a loss or gradient that is not finite
 
 Every message says what, where and what to do, on one line. Anything outside this tree is a bug and keeps its traceback.
@@ -50,6 +51,10 @@ class RunFailed(BactrianError):
 
 
 class GateFailed(RunFailed):
+    pass
+
+
+class JudgeError(RunFailed):
     pass
 
 

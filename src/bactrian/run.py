@@ -5,6 +5,7 @@ ledger.json       what became of every row and token
 metrics.jsonl     a line per step and per held-out evaluation
 evaluation.json   the scores of the base model and of each stage
 samples.jsonl     answers to held-out prompts, base model and each stage
+benchmarks/       answers, judgments and scores of `bactrian evaluate`, a folder per benchmark
 plots/            PNG
 checkpoints/      to resume from
 export/           the model as a Hugging Face folder, with its card
@@ -215,6 +216,11 @@ class Run:
         content = self.evidence(name)
         update(content)
         write_json(self.folder / f"{name}.json", content)
+
+    def benchmarks(self) -> list[dict[str, Any]]:
+        """The figures of benchmarks that were run on this model, in the order of their folders' names."""
+        paths = sorted((self.folder / "benchmarks").glob("*/scores.json"))
+        return [result for path in paths for result in json.loads(path.read_text(encoding="utf-8")).get("results", [])]
 
     def samples(self) -> list[dict[str, Any]]:
         return read_jsonl(self.samples_path)

@@ -89,13 +89,15 @@ class Chat:
 
     def prompt(self, messages: Messages) -> np.ndarray:
         """Ids, int32 [N], of the conversation so far and the header that asks for an assistant's turn."""
+        return self.tokenizer.encode_pieces(self.prompt_pieces(messages))[0]
+
+    def prompt_pieces(self, messages: Messages) -> list[str | int]:
+        """`prompt` before it is cut, as `Tokenizer.encode_pieces` takes it: text may be added to the last piece."""
         _check(messages)
         if self.format == "tulu":
-            pieces = _tulu(self.tokenizer, messages, self.learn, generate=True).pieces
-        else:
-            disguised, back = template.disguise(messages, self.tokenizer.special, self.jinja())
-            pieces = self._pieces(self._text(disguised, generate=True), back)
-        return self.tokenizer.encode_pieces(pieces)[0]
+            return _tulu(self.tokenizer, messages, self.learn, generate=True).pieces
+        disguised, back = template.disguise(messages, self.tokenizer.special, self.jinja())
+        return self._pieces(self._text(disguised, generate=True), back)
 
     def render_conversation(self, conversation: Conversation) -> Example:
         return self._one(conversation)

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from bactrian.model import attention
+from bactrian.model import prefix as prefixes
 from bactrian.model.attention import Implementation, Places
+from bactrian.model.prefix import Prefix
 
 Parameters = dict[str, Any]
 Dtype = Literal["float32", "bfloat16"]
@@ -133,22 +135,62 @@ def forward(
     tokens_BT: jax.Array,
     places: Places,
     compute: Compute = Compute(),
+    before: Prefix | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] of packed rows after the final norm, in the compute dtype.
 
-    `logprobs.selected` makes log-probabilities of them, `logits` whole logits.
+    `logprobs.selected` makes log-probabilities of them, `logits` whole logits. With a prefix every row comes after it,
+    and positions count from the prefix's beginning.
     """
     rotation = _rotation(config, places.positions)
+    own = attention.over(places, config.sliding_window, compute.attention)
 
-    attend = attention.over(places, config.sliding_window, compute.attention)
+    def one_layer(hidden_BTD: jax.Array, scanned: tuple[Parameters, Any]):
+        layer, known = scanned
 
-    def one_layer(hidden_BTD: jax.Array, layer: Parameters):
+        def attend(queries, keys, values):
+            if known is None or before is None:
+                return own(queries, keys, values)
+            layers_own = Prefix(*known, before.length)
+            return prefixes.attend(queries, keys, values, places, config.sliding_window, layers_own)
+
         layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
         return _layer(layer, config, hidden_BTD, rotation, attend), None
 
+    scanned = (parameters["layers"], None if before is None else (before.keys, before.values))
     hidden_BTD = parameters["embedding"].astype(compute.dtype)[tokens_BT]
-    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute.remat), hidden_BTD, parameters["layers"])
+    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute.remat), hidden_BTD, scanned)
     return _rms_norm(hidden_BTD, parameters["final_norm"].astype(compute.dtype), config.rms_norm_eps)
+
+
+def read_prefix(
+    parameters: Parameters, config: Config, tokens_P: jax.Array, length: jax.Array, compute: Compute = Compute()
+) -> Prefix:
+    """The keys and values of the first `length` tokens, stacked, for `forward`; the rest of the tokens is padding."""
+    positions = jnp.arange(tokens_P.shape[0])[None]
+    places = Places(jnp.ones_like(positions), jnp.zeros_like(positions), positions)
+    own = attention.over(places, config.sliding_window, compute.attention)
+    rotation = _rotation(config, positions)
+
+    def one_layer(hidden_BTD: jax.Array, layer: Parameters):
+        kept = []
+
+        def attend(queries, keys, values):
+            kept.append(tuple(array[0].transpose(1, 0, 2) for array in (keys, values)))
+            return own(queries, keys, values)
+
+        layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
+        return _layer(layer, config, hidden_BTD, rotation, attend), kept[0]
+
+    hidden_BTD = parameters["embedding"].astype(compute.dtype)[tokens_P[None]]
+    _, (keys, values) = jax.lax.scan(one_layer, hidden_BTD, parameters["layers"])
+    return Prefix(keys, values, length)
+
+
+def no_prefix(config: Config, dtype: Any) -> Prefix:
+    """A prefix of no tokens, for `forward`, whose attention is then the one for reading alone."""
+    shape = (config.num_layers, config.num_kv_heads, 0, config.head_dim)
+    return Prefix(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
 
 
 def unembedding(parameters: Parameters) -> jax.Array:
@@ -183,25 +225,36 @@ def unstack(parameters: Parameters) -> Parameters:
 
 
 def extend(
-    parameters: Parameters, config: Config, tokens_BT: jax.Array, cache: Cache, lengths_B: jax.Array
+    parameters: Parameters,
+    config: Config,
+    tokens_BT: jax.Array,
+    cache: Cache,
+    lengths_B: jax.Array,
+    before: Prefix | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Hidden states [B, T, D] of tokens that follow `lengths_B` cached ones, and the cache with them in it.
 
     `parameters` are unstacked. Rows may be padded on the right: what padding writes lies after the row's last token,
-    where nothing looks before the next call overwrites it. The cache must have room for lengths + T.
+    where nothing looks before the next call overwrites it. The cache must have room for lengths + T. With a prefix,
+    whose layers are a tuple, every row's cache comes after it.
     """
     positions_BT = lengths_B[:, None] + jnp.arange(tokens_BT.shape[1])[None, :]
-    rotation = _rotation(config, positions_BT)
+    rotation = _rotation(config, positions_BT if before is None else positions_BT + before.length)
     dtype = cache.keys[0].dtype
     hidden_BTD = parameters["embedding"].astype(dtype)[tokens_BT]
     new_keys, new_values = [], []
     write = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1))
-    for layer, old_keys, old_values in zip(parameters["layers"], cache.keys, cache.values, strict=True):
+    for index, (layer, old_keys, old_values) in enumerate(
+        zip(parameters["layers"], cache.keys, cache.values, strict=True)
+    ):
 
-        def attend(queries, keys, values, old_keys=old_keys, old_values=old_values):
+        def attend(queries, keys, values, index=index, old_keys=old_keys, old_values=old_values):
             new_keys.append(write(old_keys, keys.transpose(0, 2, 1, 3), lengths_B))
             new_values.append(write(old_values, values.transpose(0, 2, 1, 3), lengths_B))
-            return attention.attend_cached(queries, new_keys[-1], new_values[-1], positions_BT, config.sliding_window)
+            cached = (queries, new_keys[-1], new_values[-1], positions_BT, config.sliding_window)
+            if before is None:
+                return attention.attend_cached(*cached)
+            return prefixes.attend_cached(*cached, Prefix(before.keys[index], before.values[index], before.length))
 
         layer = jax.tree.map(lambda weight: weight.astype(dtype), layer)
         hidden_BTD = _layer(layer, config, hidden_BTD, rotation, attend)

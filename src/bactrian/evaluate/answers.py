@@ -1,0 +1,152 @@
+"""A model's answers to a question set: made block by block, each on disk before the next, or taken from a file.
+
+Blocks are always the same, so answers that are drawn come out the same after a kill.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bactrian import progress
+from bactrian.data.records import Message, Messages
+from bactrian.errors import DataError, JudgeError
+from bactrian.evaluate import alpaca_eval, mt_bench, published
+from bactrian.evaluate.alpaca_eval import Output
+from bactrian.evaluate.artifacts import Folder
+from bactrian.evaluate.mt_bench import Answer, Question
+from bactrian.evaluate.protocol import Generator, Settings
+
+_AT_ONCE = 32
+
+Row = dict[str, Any]
+
+
+def answer_mt_bench(
+    folder: Folder, generator: Generator, name: str, questions: Sequence[Question], settings: Settings
+) -> dict[int, Answer]:
+    """Both turns of every question, at its category's temperature; the second turn sees the first and its answer."""
+    blocks: list[list[Question]] = []
+    for temperature in dict.fromkeys(question.temperature for question in questions):
+        alike = [question for question in questions if question.temperature == temperature]
+        blocks += [alike[start : start + _AT_ONCE] for start in range(0, len(alike), _AT_ONCE)]
+
+    def answer(block: Sequence[Question], seed: int) -> list[Row]:
+        drawn = replace(settings, temperature=block[0].temperature, seed=settings.seed + seed)
+        talks: list[Messages] = [() for _ in block]
+        for turn in range(max(len(question.turns) for question in block)):
+            going = [place for place, question in enumerate(block) if len(question.turns) > turn]
+            for place in going:
+                talks[place] += (Message("user", block[place].turns[turn]),)
+            said = generator.generate([talks[place] for place in going], drawn)
+            for place, text in zip(going, said, strict=True):
+                talks[place] += (Message("assistant", text.strip()),)
+        return [_mt_bench_row(question.id, name, talk) for question, talk in zip(block, talks, strict=True)]
+
+    def id_of(row: Row) -> Any:
+        return row["question_id"]
+
+    rows = _blockwise(folder, blocks, lambda question: question.id, id_of, answer)
+    _check_said([turn for row in rows for turn in row["choices"][0]["turns"]], name, folder)
+    return {row["question_id"]: Answer(name, tuple(row["choices"][0]["turns"])) for row in rows}
+
+
+def answer_alpaca_eval(
+    folder: Folder, generator: Generator, name: str, references: Sequence[Output], settings: Settings
+) -> list[Output]:
+    """An output to every instruction of the reference model's outputs."""
+    blocks = [references[start : start + _AT_ONCE] for start in range(0, len(references), _AT_ONCE)]
+
+    def answer(block: Sequence[Output], seed: int) -> list[Row]:
+        prompts: list[Any] = [(Message("user", each.instruction),) for each in block]
+        said = generator.generate(prompts, replace(settings, seed=settings.seed + seed))
+        return [
+            {"instruction": each.instruction, "output": text.strip(), "generator": name, "dataset": each.dataset}
+            for each, text in zip(block, said, strict=True)
+        ]
+
+    rows = _blockwise(folder, blocks, lambda each: each.instruction, lambda row: row["instruction"], answer)
+    _check_said([row["output"] for row in rows], name, folder)
+    return [Output(row["instruction"], row["output"], row["generator"], row["dataset"]) for row in rows]
+
+
+def _blockwise(
+    folder: Folder,
+    blocks: Sequence[Sequence[Any]],
+    id_of_item: Callable[[Any], Any],
+    id_of_row: Callable[[Row], Any],
+    answer: Callable[[Sequence[Any], int], list[Row]],
+) -> list[Row]:
+    """Answer the blocks that the folder has no answers to; returns all rows in the order of the items."""
+    rows = {id_of_row(row): row for row in folder.answers()}
+    total = sum(map(len, blocks))
+    with progress.bar("answers", total, len(rows)) as bar:
+        for number, block in enumerate(blocks):
+            if not all(id_of_item(item) in rows for item in block):
+                made = answer(block, number)
+                # Of a block that was half-written only what is missing is added.
+                made = [row for row in made if id_of_row(row) not in rows]
+                folder.append_answers(made)
+                rows |= {id_of_row(row): row for row in made}
+            bar.to(len(rows), total)
+    return [rows[id_of_item(item)] for block in blocks for item in block]
+
+
+def _mt_bench_row(question: int, name: str, talk: Messages) -> Row:
+    turns = [message.content for message in talk if message.role == "assistant"]
+    return {"question_id": question, "model_id": name, "choices": [{"index": 0, "turns": turns}]}
+
+
+def _check_said(texts: Sequence[str], name: str, folder: Folder) -> None:
+    empty = sum(not text for text in texts)
+    if empty == len(texts):
+        raise JudgeError(
+            f"{name} answered nothing to any of {len(texts)} prompts; see --chat and whether it is a chat model "
+            f"({folder.file('answers.jsonl')} has what it said)"
+        )
+    if empty:
+        progress.say(
+            f"warning: {name} answered nothing to {empty} of {len(texts)} prompts; they are judged as they are"
+        )
+
+
+def given_mt_bench(path: Path, name: str | None, questions: Sequence[Question]) -> dict[int, Answer]:
+    """A model's answers in a file, which must be to these very questions. Raises `DataError`."""
+    by_model = mt_bench.read_answers(path)
+    if name is None and len(by_model) > 1:
+        raise DataError(f"{path}: answers of {', '.join(by_model)}; say whose with --name")
+    answers = by_model.get(name or next(iter(by_model)))
+    if answers is None:
+        # A file of one model may be called as one likes.
+        if len(by_model) > 1:
+            raise DataError(f"{path}: no answers of {name!r}; there are {', '.join(by_model)}")
+        answers = {key: replace(each, model=str(name)) for key, each in next(iter(by_model.values())).items()}
+    missing = [question.id for question in questions if question.id not in answers]
+    if missing:
+        raise DataError(
+            f"{path}: no answer to {len(missing)} of the {len(questions)} questions, the first {missing[0]}: the "
+            f"answers are to another question set, or not complete"
+        )
+    short = [each.id for each in questions if len(answers[each.id].turns) < len(each.turns)]
+    if short:
+        raise DataError(f"{path}: the answer to question {short[0]} has fewer turns than the question; answer it again")
+    return {question.id: answers[question.id] for question in questions}
+
+
+def given_alpaca_eval(path: Path, name: str | None) -> list[Output]:
+    """A model's outputs in a file. Raises `DataError`."""
+    outputs = alpaca_eval.read_outputs(path)
+    return [replace(output, generator=name) for output in outputs] if name else outputs
+
+
+def mt_bench_rows(answers: dict[int, Answer]) -> list[Row]:
+    """Answers in FastChat's layout."""
+    return [
+        {"question_id": key, "model_id": each.model, "choices": [{"index": 0, "turns": list(each.turns)}]}
+        for key, each in answers.items()
+    ]
+
+
+def question_rows(path: Path) -> list[Row]:
+    """The questions as their file has them."""
+    return [row for _, row in published.rows(path)]

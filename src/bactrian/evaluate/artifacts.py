@@ -1,0 +1,120 @@
+"""The folder of one evaluation, each file made from those before it and replaceable by one's own.
+
+questions.jsonl   what was asked, in the benchmark's own layout
+settings.json     how it was answered
+answers.jsonl     a model's answers
+calls.jsonl       every request to a judge or an address, and what came back
+judgments.jsonl   the judge's verdicts
+scores.json       the figures: `scores` in full, `results` as the card has them
+page.html         answers side by side with judgments; and pictures
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import bactrian
+from bactrian.errors import DataError, RunError
+from bactrian.evaluate.calls import Store
+from bactrian.run import write_json, write_jsonl, writing
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure for the card: its value and interval, the number of items, and what it was measured with."""
+
+    metric: str
+    name: str
+    dataset: str
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    judge: str | None = None
+    note: str | None = None
+
+
+class Folder:
+    """The folder of one evaluation of one model."""
+
+    def __init__(self, path: Path):
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: a file is there; choose another --out")
+        self.path = path
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def store(self) -> Store:
+        return Store(self.file("calls.jsonl"))
+
+    def settle(self, settings: Row) -> None:
+        """Record how answers are made, or check that it is how those in the folder were. Raises `RunError`."""
+        settings = {**settings, "version": bactrian.__version__}
+        path = self.file("settings.json")
+        if path.exists():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            # Another version of this program does not make other answers of them.
+            changed = [key for key in settings if key != "version" and earlier.get(key) != settings[key]]
+            if changed:
+                what = ", ".join(f"{key} was {earlier.get(key)!r}, is {settings[key]!r}" for key in changed)
+                raise RunError(f"{self.path}: the answers there were made otherwise ({what}); choose another --out")
+        elif self.file("answers.jsonl").exists():
+            raise RunError(
+                f"{self.path}: answers of unknown origin are there; give them as MODEL, or choose another --out"
+            )
+        else:
+            write_json(path, settings)
+
+    def answers(self) -> list[Row]:
+        """The answers that are there; a line that a kill left half-written is cut off."""
+        path = self.file("answers.jsonl")
+        if not path.exists():
+            return []
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with writing(path), path.open("r+b") as file:
+                file.truncate(len(whole))
+        try:
+            return [json.loads(line) for line in whole.split(b"\n")[:-1]]
+        except ValueError as error:
+            raise DataError(
+                f"{path}: not the answers that were written there ({error}); choose another --out"
+            ) from None
+
+    def append_answers(self, rows: list[Row]) -> None:
+        """Add answers; they are on disk when this returns."""
+        path = self.file("answers.jsonl")
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(text.encode("utf-8", "replace"))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def write_rows(self, name: str, rows: list[Row]) -> None:
+        write_jsonl(self.file(name), rows)
+
+    def write_scores(self, scores: Row, results: list[Result], **about: Any) -> Row:
+        """Write scores.json, with the digests of the files that it was made from; returns what was written."""
+        made_from = {name: _digest(self.file(name)) for name in ("questions.jsonl", "answers.jsonl", "judgments.jsonl")}
+        content = {
+            **about,
+            "scores": scores,
+            "results": [asdict(result) for result in results],
+            "files": {name: digest for name, digest in made_from.items() if digest},
+            "version": bactrian.__version__,
+        }
+        write_json(self.file("scores.json"), content)
+        return content
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None

@@ -1,0 +1,310 @@
+"""An OpenAI-compatible address as a judge, and as a model that answers.
+
+Many requests are on their way at once; each is kept before it is used, so a job that was killed goes on where it was.
+What may pass (rate limits, errors of the server, timeouts, replies cut short) is tried again, more and more slowly;
+what cannot (no key, no such model) stops the job with a line that says so.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from bactrian import progress
+from bactrian.data.records import Message
+from bactrian.errors import InputError, JudgeError
+from bactrian.evaluate import needs
+from bactrian.evaluate.calls import Call, Failure, Reply, Store, Usable
+from bactrian.evaluate.pace import Budget, Limits, Pace, Purse
+from bactrian.evaluate.protocol import Prompt, Settings
+
+_LONGEST_WAIT = 60.0  # seconds between two attempts
+_GRACE = 5.0  # seconds that replies on their way have to arrive when the job is interrupted
+_ALTERNATIVES = 5  # of the first token, where choices are compared; AlpacaEval asks for as many
+_GIVE_UP_AFTER = 8  # calls that failed for good, without a single reply
+_NO_KEY = "none"  # what is sent where there is no key: servers of one's own want none
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where and as whom to ask. The key is never written anywhere."""
+
+    url: str
+    model: str
+    key: str | None = None
+    key_name: str = "OPENAI_API_KEY"
+
+    @property
+    def base(self) -> str:
+        """The address up to where the protocol's paths begin."""
+        parts = urlsplit(self.url)
+        path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
+        return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+    @property
+    def shown(self) -> str:
+        """The address without whatever secret it may hold."""
+        parts = urlsplit(self.base)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+class _Passing(Exception):
+    """An attempt that failed for a reason that may pass; `wait` if the other side said for how long."""
+
+    def __init__(self, reason: str, wait: float | None = None, is_billed: bool = False):
+        super().__init__(reason)
+        self.wait = wait
+        self.is_billed = is_billed
+
+
+class _Unreachable(_Passing):
+    """Nobody answered the connection, or it broke."""
+
+
+class _Refused(Exception):
+    """This very request is not taken, however often it is sent."""
+
+
+class Endpoint:
+    """An address that answers requests, with everything kept in a store."""
+
+    def __init__(self, address: Address, store: Store, limits: Limits | None = None, budget: Budget | None = None):
+        if urlsplit(address.url).scheme not in ("http", "https"):
+            raise InputError(f"{address.url}: not an address; give one that begins with http:// or https://")
+        self._openai = needs.load("openai")
+        self.address = address
+        self.store = store
+        self.limits = limits or Limits()
+        self.purse = Purse(budget or Budget(), store)
+
+    @property
+    def name(self) -> str:
+        return self.address.model
+
+    def ask(self, calls: list[Call], usable: Usable, title: str = "judgments") -> list[Reply | Failure]:
+        """A reply to each call, in order; equal calls are sent once. Raises `JudgeError` where going on is useless."""
+        keys = [call.key(self.address.model) for call in calls]
+        outcomes: dict[str, Reply | Failure] = {}
+        for key in keys:
+            if (reply := self.store.find(key, self.limits.reasks)) is not None:
+                outcomes[key] = reply
+        waiting = {key: call for key, call in zip(keys, calls, strict=True) if key not in outcomes}
+        if waiting:
+            with progress.bar(title, len(waiting)) as bar:
+                asking = _Asking(self, self._openai, usable, bar)
+                try:
+                    outcomes |= asyncio.run(asking.all(waiting))
+                except asyncio.CancelledError:
+                    raise KeyboardInterrupt from None
+        return [outcomes[key] for key in keys]
+
+    def generate(self, prompts: Sequence[Prompt], settings: Settings) -> list[str]:
+        """Answers to prompts. Raises `JudgeError` where some got none; the others are kept."""
+        calls = []
+        for index, prompt in enumerate(prompts):
+            messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+            # A seed of its own for each, as the engine has; where nothing is drawn none is sent.
+            seed = settings.seed + index if settings.temperature > 0 else None
+            calls.append(
+                Call(messages, settings.max_tokens, settings.temperature, settings.top_p, settings.stop, seed=seed)
+            )
+        outcomes = self.ask(calls, lambda reply: reply.refusal is None, "answers")
+        failed = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
+        if failed:
+            raise JudgeError(
+                f"{self.address.shown}: {len(failed)} of {len(calls)} answers failed ({failed[0]}); "
+                f"the others are kept, and the same command asks for these again"
+            )
+        return [outcome.text for outcome in outcomes if isinstance(outcome, Reply)]
+
+
+class _Asking:
+    """One round of requests."""
+
+    def __init__(self, endpoint: Endpoint, openai: ModuleType, usable: Usable, bar: progress.Bar):
+        self._endpoint = endpoint
+        self._openai = openai
+        self._usable = usable
+        self._bar = bar
+        self._limits = endpoint.limits
+        self._pace = Pace(endpoint.limits)
+        self._outcomes: dict[str, Reply | Failure] = {}
+        self._total = 0
+        self._failed = 0
+        self._replied = False
+        self._began = time.monotonic()
+
+    async def all(self, waiting: dict[str, Call]) -> dict[str, Reply | Failure]:
+        """Ask everything; what the budget leaves unasked is a failure."""
+        address = self._endpoint.address
+        self._total = len(waiting)
+        queue = deque(waiting.items())
+        timeout = self._limits.timeout
+        client = self._openai.AsyncOpenAI(
+            api_key=address.key or _NO_KEY, base_url=address.base, timeout=timeout, max_retries=0
+        )
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not a Unix
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # pyright: ignore[reportOptionalMemberAccess]
+        async with client:
+            workers = [
+                asyncio.create_task(self._work(client, queue)) for _ in range(min(len(queue), self._limits.concurrency))
+            ]
+            try:
+                await asyncio.gather(*workers)
+            except BaseException:
+                # Replies on their way are paid for: they have a moment to arrive and be kept.
+                queue.clear()
+                self._limits = replace(self._limits, retries=0, reasks=0)
+                await asyncio.wait(workers, timeout=_GRACE)
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+                raise
+        return self._outcomes
+
+    async def _work(self, client: Any, queue: deque[tuple[str, Call]]) -> None:
+        while queue:
+            key, call = queue.popleft()
+            outcome = await self._one(client, key, call)
+            self._outcomes[key] = outcome
+            if isinstance(outcome, Failure):
+                self._failed += 1
+                if self._failed >= _GIVE_UP_AFTER and not self._replied:
+                    raise JudgeError(
+                        f"{self._endpoint.address.shown}: {self._failed} requests failed and none was answered "
+                        f"({outcome.reason}); see whether the address, the model and the prompts are right"
+                    )
+            done = len(self._outcomes)
+            rate = 60 * done / max(time.monotonic() - self._began, 1e-9)
+            self._bar.to(done, self._total, f"{rate:.0f}/min" + (f", {self._failed} failed" if self._failed else ""))
+
+    async def _one(self, client: Any, key: str, call: Call) -> Reply | Failure:
+        """One call to its end: attempts that fail, replies that are no use, the reply that is kept."""
+        store, purse, address = self._endpoint.store, self._endpoint.purse, self._endpoint.address
+        failures = 0
+        while True:
+            await self._pace.wait(call)
+            reserved = purse.reserve(call)
+            if reserved is None:
+                return Failure(f"the budget is spent ({purse.sent} requests, cost {purse.cost:.2f})", was_asked=False)
+            about = {"model": address.model, "address": address.shown}
+            start = time.monotonic()
+            try:
+                reply = await asyncio.wait_for(self._send(client, call), self._limits.timeout)
+            except (_Passing, _Refused, InputError, TimeoutError) as error:
+                reason = str(error) or f"no reply within {self._limits.timeout:g} s"
+                purse.settle(reserved, None, isinstance(error, TimeoutError) or getattr(error, "is_billed", False))
+                store.add(key, call, Failure(reason), False, seconds=round(time.monotonic() - start, 3), **about)
+                if isinstance(error, InputError):
+                    raise
+                failures += 1
+                if isinstance(error, _Refused) or failures > self._limits.retries:
+                    return self._given_up(error, reason)
+                await self._pause(failures, error.wait if isinstance(error, _Passing) else None)
+                continue
+            self._replied = True
+            purse.settle(reserved, reply, True)
+            is_usable = self._usable(reply)
+            store.add(key, call, reply, is_usable, seconds=round(time.monotonic() - start, 3), **about)
+            if is_usable or store.replies(key) > self._limits.reasks:
+                return reply
+
+    def _given_up(self, error: Exception, reason: str) -> Failure:
+        if isinstance(error, _Unreachable) and not self._replied:
+            raise JudgeError(
+                f"{self._endpoint.address.shown}: cannot be reached ({reason}); what was answered before is kept, and "
+                f"the same command goes on when it can"
+            )
+        return Failure(reason)
+
+    async def _pause(self, failures: int, asked: float | None) -> None:
+        if asked is not None:
+            self._pace.pause(min(asked, _LONGEST_WAIT))
+            return
+        seconds = min(self._limits.retry_wait * 2 ** (failures - 1), _LONGEST_WAIT)
+        await asyncio.sleep(seconds * random.uniform(0.5, 1.0))  # apart, so that they do not all come back at once
+
+    async def _send(self, client: Any, call: Call) -> Reply:
+        asked: dict[str, Any] = {
+            "model": self._endpoint.address.model,
+            "messages": [{"role": message.role, "content": message.content} for message in call.messages],
+            "max_tokens": call.max_tokens,
+            "temperature": call.temperature,
+        }
+        if call.top_p != 1:
+            asked["top_p"] = call.top_p
+        if call.stop:
+            asked["stop"] = list(call.stop)
+        if call.seed is not None:
+            asked["seed"] = call.seed
+        if call.choices:
+            asked |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
+        openai = self._openai
+        try:
+            response = await client.chat.completions.with_raw_response.create(**asked)
+            return _parse(response.text if isinstance(response.text, str) else response.text())
+        except openai.APITimeoutError:
+            raise TimeoutError from None
+        except openai.APIConnectionError as error:
+            raise _Unreachable(f"the connection failed: {str(error.__cause__ or '') or error}") from None
+        except openai.APIStatusError as error:
+            raise self._status(error) from None
+
+    def _status(self, error: Any) -> Exception:
+        """What an HTTP status means for the job."""
+        address, status = self._endpoint.address, error.status_code
+        said = _said(error, address.key)
+        if status in (401, 403):
+            what = (
+                f"set {address.key_name}" if address.key is None else f"the key in {address.key_name} is not accepted"
+            )
+            return InputError(f"{address.shown}: {status}: {what}{said}")
+        if status == 404 or getattr(error, "code", None) == "insufficient_quota":
+            return InputError(f"{address.shown}: {status}: see whether it has the model {address.model!r}{said}")
+        if status in (408, 409, 425, 429) or status >= 500:
+            return _Passing(f"status {status}{said}", _retry_after(error))
+        return _Refused(f"status {status}{said}")
+
+
+def _parse(text: str) -> Reply:
+    """The reply in the body of a chat completion; `_Passing` where the body is cut short or something else."""
+    try:
+        body = json.loads(text)
+        choice = body["choices"][0]
+        message = choice["message"]
+        content, refusal = message.get("content"), message.get("refusal")
+        finish = choice.get("finish_reason") or "stop"
+        usage = body.get("usage") or {}
+        tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        first = ((choice.get("logprobs") or {}).get("content") or [{}])[0]
+        logprobs = {each["token"]: float(each["logprob"]) for each in first.get("top_logprobs") or []}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise _Passing(f"the reply is cut short, or no chat completion: {text[:80]!r}", is_billed=True) from None
+    if isinstance(content, list):  # some servers give the parts of a message
+        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+    if not refusal and (content is None or finish == "content_filter"):
+        refusal = finish if finish == "content_filter" else "an empty reply"
+    return Reply(content or "", finish, refusal, logprobs, *tokens)
+
+
+def _said(error: Any, key: str | None) -> str:
+    """What the other side says about an error, in one short line and without the key."""
+    body = error.body if isinstance(error.body, dict) else {}
+    message = body.get("message") or ""
+    text = " ".join(str(message).split())[:200]
+    return f": {text.replace(key, '…') if key else text}" if text else ""
+
+
+def _retry_after(error: Any) -> float | None:
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", "")))
+    except ValueError:
+        return None
