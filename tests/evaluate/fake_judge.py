@@ -26,7 +26,9 @@ def number(text: str, *more: object) -> int:
 class FakeJudge:
     """The server; `url` while it runs."""
 
-    def __init__(self, faults: Sequence[str] = (), seed: int = 0, rate: float = 0.4, hang: float = 3.0, delay: float = 0.0):
+    def __init__(
+        self, faults: Sequence[str] = (), seed: int = 0, rate: float = 0.4, hang: float = 3.0, delay: float = 0.0
+    ):
         self.faults, self.seed, self.rate, self.hang, self.delay = faults, seed, rate, hang, delay
         self.key: str | None = None
         self.stopped_after: int | None = None  # good replies, after which nobody is answered
