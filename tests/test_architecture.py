@@ -33,8 +33,9 @@ ORDER = [
     "scorer evaluate.protocol",
     "respond",
     "evaluate card report evidence prepare stage show verbs",
-    "pipeline evaluating",
+    "pipeline evaluating benchmarking",
     "plan",
+    "cli_benchmarks",
     "cli_evaluate",
     "cli __main__",
 ]

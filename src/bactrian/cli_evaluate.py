@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bactrian import cli_benchmarks
 from bactrian.errors import InputError
 from bactrian.options import WithDefault, grouped
 
@@ -256,3 +257,7 @@ def _tell(scores: dict[str, Any], as_json: bool, is_plan: bool, table: str, *abo
         from bactrian.evaluate import tables
 
         getattr(tables, table)(scores, *about)
+
+
+# Where no verb is named, MODEL is: `bactrian evaluate MODEL --suite tulu2`.
+evaluate_app.command("benchmarks", hidden=True)(cli_benchmarks.evaluate)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bactrian.errors import InputError
+from bactrian.inference import engine as engines
 from bactrian.inference.engine import Engine, Generated, Settings
 from bactrian.model import llama, weights
 from bactrian.model.attention import Places
@@ -175,3 +176,25 @@ def test_greedy_equals_transformers(tmp_path):
         how = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         out = theirs.generate(ids, attention_mask=torch.ones_like(ids), **how)
         assert answer.tokens.tolist() == out[0, len(prompt) :].tolist()
+
+
+def test_a_beginning_that_is_read_once_changes_no_answer(monkeypatch, parameters):
+    beginning = np.random.default_rng(5).integers(0, 97, 70).tolist()
+    prompts = [[*beginning, *prompt] for prompt in PROMPTS] + [PROMPTS[2]]
+    answers = []
+    for cost in (0, 10**6):  # of a group that shares a beginning
+        monkeypatch.setattr(engines, "_GROUP_COST", cost)
+        engine = Engine(CONFIG, parameters, max_rows=4)
+        answers.append(_lists(engine.generate(prompts, Settings(max_tokens=9))))
+        drawn = engine.generate(prompts, Settings(max_tokens=9, temperature=0.9, top_k=20, seed=4))
+        answers[-1] += _lists(drawn)
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_ends_when_it_is_said_to(engine):
+    whole = _lists(engine.generate(PROMPTS, Settings(max_tokens=30)))
+    ended = engine.generate(PROMPTS, Settings(max_tokens=30), lambda tokens: len(tokens) >= 10)
+    for answer, tokens in zip(ended, whole, strict=True):
+        assert answer.finish == "stop"
+        assert 10 <= len(answer.tokens) < 30
+        assert tokens[: len(answer.tokens)] == answer.tokens.tolist()

@@ -1,11 +1,12 @@
 """Which sequences of tokens begin alike for long enough that their beginning is worth reading once.
 
-Sequences are sorted, so that those with a common beginning are neighbours; the tree of common beginnings is walked once,
-from the leaves up, and at each node it is decided whether what hangs below it becomes a group of its own.
+Sequences are sorted, so that those with a common beginning are neighbours; the tree of common beginnings is walked
+once, from the leaves up, and at each node it is decided whether what hangs below it becomes a group of its own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ def groups(sequences: Sequence[np.ndarray], overhead: int) -> list[Group]:
     sequence keeps at least its last token. Members are in the order of `sequences`.
     """
     order = sorted(range(len(sequences)), key=lambda index: sequences[index].astype(">u4").tobytes())
-    common = [_common(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)]
+    common = [_common(sequences[a], sequences[b]) for a, b in pairwise(order)]
     stack, found = [_Node(0)], []
 
     def close(depth: int) -> None:

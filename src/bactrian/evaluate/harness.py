@@ -1,0 +1,132 @@
+"""Tasks of lm-eval on our engine, each score with an interval and the number of its items. Needs the extra `eval`.
+
+TruthfulQA and ToxiGen are run here as lm-eval has them: the paper has a model judge the first and generates for the
+second, so these scores are not to be compared with the paper's.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bactrian.errors import InputError
+from bactrian.evaluate import needs, statistics
+from bactrian.evaluate.benchmarks import files
+from bactrian.evaluate.benchmarks.files import Origin
+from bactrian.evaluate.protocol import Prompt, Responder
+
+Row = dict[str, Any]
+
+TRUTHFULQA, TOXIGEN = "truthfulqa_mc2", "toxigen"
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks by lm-eval's names, and how to run them; None leaves a task's own setting.
+
+    folder: more task files. chat: whether prompts are conversations in the model's chat format.
+    """
+
+    names: tuple[str, ...]
+    folder: Path | None = None
+    fewshot: int | None = None
+    limit: int | None = None
+    chat: bool = False
+
+
+def run(responder: Responder, name: str, render: Callable[[Prompt], str], tasks: Tasks) -> dict[str, Row]:
+    """Of each task its metrics, `{task: {"metrics": {name: {score, low, high}}, "n": …, "version": …}}`.
+
+    `name` identifies the model, `render` writes a conversation out. Raises `InputError`.
+    """
+    lm_eval = needs.load("lm_eval")
+    from bactrian.evaluate.lm_eval_model import Model
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    manager = needs.load("lm_eval.tasks").TaskManager(include_path=None if tasks.folder is None else str(tasks.folder))
+    unknown = [each for each in tasks.names if each not in manager.all_tasks]
+    if unknown:
+        raise InputError(f"{unknown[0]}: lm-eval has no such task; `lm-eval ls tasks` lists them")
+    found = lm_eval.simple_evaluate(
+        model=Model(responder, name, render),
+        tasks=list(tasks.names),
+        task_manager=manager,
+        num_fewshot=tasks.fewshot,
+        limit=tasks.limit,
+        apply_chat_template=tasks.chat,
+        fewshot_as_multiturn=tasks.chat,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    return {task: _row(found, task) for task in found["results"]}
+
+
+def _row(found: Row, task: str) -> Row:
+    samples = found["samples"].get(task)
+    metrics: dict[str, Row] = {}
+    for key, value in found["results"][task].items():
+        metric, comma, filtered = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        row: Row = {"score": float(value)}
+        if samples:
+            row |= _interval([each for each in samples if each.get("filter", "none") == filtered], metric)
+        metrics[metric if filtered == "none" else f"{metric} ({filtered})"] = row
+    count = len({each["doc_id"] for each in samples}) if samples else None
+    version, shots = found["versions"].get(task), found["n-shot"].get(task)
+    return {"metrics": metrics, "n": count, "version": version, "shots": shots}
+
+
+def _interval(samples: Sequence[Row], metric: str) -> Row:
+    """The bootstrap interval of a metric that is a mean over items; nothing for one that is not."""
+    values = [each[metric] for each in samples if isinstance(each.get(metric), int | float)]
+    interval = statistics.interval([[float(value)] for value in values]) if len(values) == len(samples) else None
+    return {} if interval is None else {"low": interval.low, "high": interval.high}
+
+
+@contextlib.contextmanager
+def beside_the_paper(origin: Origin) -> Iterator[tuple[dict[str, str], Path | None]]:
+    """Names of TruthfulQA's and ToxiGen's tasks, and the folder of their files where they are on local data."""
+    if origin.folder is None:
+        yield {TRUTHFULQA: TRUTHFULQA, TOXIGEN: TOXIGEN}, None
+        return
+    with TemporaryDirectory() as made:
+        yield _local(origin, Path(made)), Path(made)
+
+
+def _local(origin: Origin, folder: Path) -> dict[str, str]:
+    path = origin.file("TruthfulQA", ("truthfulqa/mc_task.json", "mc_task.json"))
+    rows = [files.columns(path, row, ("question", "mc1_targets", "mc2_targets")) for row in files.rows(path)]
+    kinds = ("mc1_targets", "mc2_targets")
+    rows = [
+        {"question": row["question"]}
+        | {kind: {"choices": list(row[kind]), "labels": list(row[kind].values())} for kind in kinds}
+        for row in rows
+    ]
+    return {TRUTHFULQA: _write_task(folder, TRUTHFULQA, ("truthfulqa", "truthfulqa_mc2.yaml"), rows, "validation")}
+
+
+def _write_task(folder: Path, name: str, bundled: tuple[str, ...], rows: list[Row], split: str) -> str:
+    """A task file that is lm-eval's own, but for where its data is; returns the task's name."""
+    import json
+
+    import yaml
+
+    tasks = needs.load("lm_eval.tasks")
+    assert tasks.__file__
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    local = f"{name}_local"
+    content = {
+        "include": str(Path(tasks.__file__).parent.joinpath(*bundled)),
+        "task": local,
+        "tag": None,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(data)}},
+    }
+    (folder / f"{local}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return local
