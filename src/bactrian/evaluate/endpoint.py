@@ -30,6 +30,7 @@ _LONGEST_WAIT = 60.0  # seconds between two attempts
 _GRACE = 5.0  # seconds that replies on their way have to arrive when the job is interrupted
 _ALTERNATIVES = 5  # of the first token, where choices are compared; AlpacaEval asks for as many
 _GIVE_UP_AFTER = 8  # calls that failed for good, without a single reply
+_LOOK_AGAIN = 0.02  # seconds between two looks at whether the budget has room
 _NO_KEY = "none"  # what is sent where there is no key: servers of one's own want none
 
 
@@ -158,7 +159,10 @@ class _Asking:
                 asyncio.create_task(self._work(client, queue)) for _ in range(min(len(queue), self._limits.concurrency))
             ]
             try:
-                await asyncio.gather(*workers)
+                # Not gather: it would cancel the workers when this task is cancelled.
+                done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+                for worker in done:
+                    worker.result()
             except BaseException:
                 # Replies on their way are paid for: they have a moment to arrive and be kept.
                 queue.clear()
@@ -176,7 +180,7 @@ class _Asking:
             outcome = await self._one(client, key, call)
             self._outcomes[key] = outcome
             if isinstance(outcome, Failure):
-                self._failed += 1
+                self._failed += outcome.was_asked
                 if self._failed >= _GIVE_UP_AFTER and not self._replied:
                     raise JudgeError(
                         f"{self._endpoint.address.shown}: {self._failed} requests failed and none was answered "
@@ -192,7 +196,8 @@ class _Asking:
         failures = 0
         while True:
             await self._pace.wait(call)
-            reserved = purse.reserve(call)
+            while (reserved := purse.reserve(call)) is None and purse.may_refill:
+                await asyncio.sleep(_LOOK_AGAIN)
             if reserved is None:
                 return Failure(f"the budget is spent ({purse.sent} requests, cost {purse.cost:.2f})", was_asked=False)
             about = {"model": address.model, "address": address.shown}

@@ -72,6 +72,11 @@ class Purse:
         self._reserved += price
         return price
 
+    @property
+    def may_refill(self) -> bool:
+        """Whether calls on their way may turn out to cost less than what is set aside for them."""
+        return self._reserved > 0 and (self.budget.max_calls is None or self.sent < self.budget.max_calls)
+
     def settle(self, reserved: float, reply: Reply | None, is_billed: bool) -> None:
         """Replace what was set aside by what a call cost; one whose price nobody said costs all of it."""
         self._reserved -= reserved
