@@ -1,4 +1,5 @@
-"""Laws: `selected` is log-softmax and a gather, forward and backward, and never holds the logits of a whole row.
+"""Laws: `selected` is log-softmax and a gather, forward and backward, `total` is its weighted sum, and neither ever
+holds the logits of a whole row.
 
 Shapes: B rows, T places, D hidden width, V vocabulary, S segments in a row, K branches in a segment.
 """
@@ -65,6 +66,44 @@ def test_it_is_log_softmax_and_a_gather_forward_and_backward(mask: str, chunk: i
         np.testing.assert_allclose(ours_, plain_, rtol=1e-5, atol=1e-5)
     for gradient in (found[0], found[1]):  # what is not learnt is zero, exactly
         assert not np.asarray(gradient)[~masks()[mask]].any()
+
+
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("chunk", [1, 4, None])
+def test_the_total_is_the_weighted_sum_forward_and_backward(mask: str, chunk: int | None):
+    hidden, weight, targets, scales = inputs()
+    weights = jnp.where(masks()[mask], scales, 0.0)
+
+    def ours(hidden, weight):
+        return 3.0 * logprobs.total(hidden, weight, targets, weights, chunk=chunk)
+
+    def expected(hidden, weight):
+        return 3.0 * jnp.sum(plain(hidden, weight, targets, weights != 0) * weights)
+
+    for function in (ours, jax.jit(ours)):
+        np.testing.assert_allclose(function(hidden, weight), expected(hidden, weight), rtol=1e-5, atol=1e-5)
+    found, wanted = (jax.value_and_grad(function, (0, 1))(hidden, weight) for function in (ours, expected))
+    for ours_, plain_ in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours_, plain_, rtol=1e-5, atol=1e-4)
+
+
+def test_the_total_makes_the_logits_once():
+    hidden, weight, targets, scales = inputs()
+
+    def products(function) -> int:
+        """Products with an axis of the vocabulary's length, in the program of the value and its gradient."""
+        program = jax.make_jaxpr(jax.value_and_grad(function, (0, 1)))(hidden, weight).jaxpr
+        equations = [equation for jaxpr in jaxprs(program) for equation in jaxpr.eqns]
+        shapes = [
+            [variable.aval.shape for variable in (*each.invars, *each.outvars)]
+            for each in equations
+            if each.primitive.name == "dot_general"
+        ]
+        return sum(any(VOCABULARY in shape for shape in found) for found in shapes)
+
+    assert products(lambda hidden, weight: logprobs.total(hidden, weight, targets, scales, chunk=4)) == 3
+    learnt = scales != 0
+    assert products(lambda *given: jnp.sum(logprobs.selected(*given, targets, learnt, chunk=4) * scales)) == 4
 
 
 def test_bfloat16_hidden_states_give_float32_values_to_the_inputs_precision():
@@ -135,10 +174,16 @@ def test_the_whole_model_s_gradient_never_holds_them_either(monkeypatch: pytest.
     ones = jnp.ones((ROWS, LENGTH), jnp.int32)
     places = Places(ones, 0 * ones, jnp.broadcast_to(jnp.arange(LENGTH), ones.shape))
 
-    def loss(parameters):
-        return logprobs.of_targets(parameters, config, llama.Compute(), targets, places, targets, ones > 0).sum()
+    given = (config, llama.Compute(), targets, places, targets)
 
-    assert largest(jax.grad(loss), parameters) == ROWS * 2 * VOCABULARY
+    def loss(parameters):
+        return logprobs.of_targets(parameters, *given, ones > 0).sum()
+
+    def total(parameters):
+        return logprobs.total_of_targets(parameters, *given, ones)
+
+    for function in (loss, total):
+        assert largest(jax.grad(function), parameters) == ROWS * 2 * VOCABULARY
 
 
 def test_sums_over_branches_count_what_is_shared_in_each():

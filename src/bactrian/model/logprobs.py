@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens, without ever holding the logits of all of them.
 
 Only learnt tokens are computed: each row's are brought to its front, and chunks are taken from there until none is
-left. The backward pass makes a chunk's logits once more and uses them at once.
+left. `selected` gives each token's log-probability; its backward pass makes a chunk's logits once more. `total` gives
+their weighted sum, whose gradient is known as soon as the logits are: they are made once.
 
 Shapes: B rows, T places, D hidden width, V vocabulary, S segments in a row, K branches in a segment, C chunk.
 """
@@ -33,6 +34,21 @@ def of_targets(
     return selected(hidden_BTD, weight_VD, targets_BT, learnt_BT)
 
 
+def total_of_targets(
+    parameters: llama.Parameters,
+    config: llama.Config,
+    compute: llama.Compute,
+    tokens_BT: jax.Array,
+    places: Places,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+) -> jax.Array:
+    """Sum over all places of the target's log-probability times its weight, float32."""
+    hidden_BTD = llama.forward(parameters, config, tokens_BT, places, compute)
+    weight_VD = llama.unembedding(parameters).astype(hidden_BTD.dtype)
+    return total(hidden_BTD, weight_VD, targets_BT, weights_BT)
+
+
 def branch_sums(values_BT: jax.Array, places: Places, segments: int, branches: int) -> jax.Array:
     """Sum over each branch of each segment, float32 [B, S, K]; what branches share counts in each of them."""
     segment_ids = jnp.arange(1, segments + 1)
@@ -50,6 +66,33 @@ def selected(
 
     `chunk` places of every row are computed at once; by default as many as hold `_CHUNK_BYTES` of logits.
     """
+    order_BT, front = _learnt_first(hidden_BTD, weight_VD, targets_BT, learnt_BT, chunk)
+    logprobs = jnp.asarray(_leading(front.chunk, front.hidden_BTD, weight_VD, front.targets_BT, front.learnt_B))
+    return jnp.take_along_axis(logprobs[:, : order_BT.shape[1]], jnp.argsort(order_BT, axis=1), axis=1)
+
+
+def total(
+    hidden_BTD: jax.Array, weight_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, chunk: int | None = None
+) -> jax.Array:
+    """The sum of `selected` times `weights_BT`, float32; places of weight 0 are not computed."""
+    order_BT, front = _learnt_first(hidden_BTD, weight_VD, targets_BT, weights_BT != 0, chunk)
+    ordered = jnp.take_along_axis(weights_BT.astype(jnp.float32), order_BT, axis=1)
+    scales_BT = jnp.pad(ordered, ((0, 0), (0, front.targets_BT.shape[1] - ordered.shape[1])))
+    given = (front.hidden_BTD, weight_VD, front.targets_BT, front.learnt_B, scales_BT)
+    return jnp.asarray(_leading_total(front.chunk, *given))
+
+
+class _Front(NamedTuple):
+    """Rows whose learnt places come first, `learnt_B` of them, and T a multiple of the chunk."""
+
+    chunk: int
+    hidden_BTD: jax.Array
+    targets_BT: jax.Array
+    learnt_B: jax.Array
+
+
+def _learnt_first(hidden_BTD, weight_VD, targets_BT, learnt_BT, chunk: int | None) -> tuple[jax.Array, _Front]:
+    """The order that brings learnt places to the front, and the rows in it."""
     rows, length = targets_BT.shape
     if chunk is None:
         chunk = max(1, _CHUNK_BYTES // (4 * rows * weight_VD.shape[0]))
@@ -58,9 +101,7 @@ def selected(
     padding = -length % chunk
     hidden = jnp.pad(jnp.take_along_axis(hidden_BTD, order_BT[:, :, None], axis=1), ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(jnp.take_along_axis(targets_BT, order_BT, axis=1), ((0, 0), (0, padding)))
-    learnt_B = jnp.sum(learnt_BT, axis=1)
-    logprobs = jnp.asarray(_leading(chunk, hidden, weight_VD, targets, learnt_B))
-    return jnp.take_along_axis(logprobs[:, :length], jnp.argsort(order_BT, axis=1), axis=1)
+    return order_BT, _Front(chunk, hidden, targets, jnp.sum(learnt_BT, axis=1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -82,9 +123,7 @@ def _leading_forward(chunk: int, hidden_BTD, weight_VD, targets_BT, learnt_B):
         logprobs_BT, normalizers_BT = carry
         start = index * chunk
         logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk)
-        normalizer_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-        targets_BC = _slice(targets_BT, start, chunk)
-        chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
+        chosen_BC, normalizer_BC = _chosen(logits_BCV, _slice(targets_BT, start, chunk))
         logprob_BC = jnp.where(_is_learnt(learnt_B, start, chunk), chosen_BC - normalizer_BC, 0.0)
         return _update(logprobs_BT, logprob_BC, start), _update(normalizers_BT, normalizer_BC, start)
 
@@ -95,30 +134,86 @@ def _leading_forward(chunk: int, hidden_BTD, weight_VD, targets_BT, learnt_B):
 
 def _leading_backward(chunk: int, saved: _Saved, cotangent_BT: jax.Array):
     hidden_BTD, weight_VD, targets_BT, learnt_B, normalizers_BT = saved
-    rows = jnp.arange(hidden_BTD.shape[0])[:, None]
 
     def one_chunk(index, carry):
-        hidden_gradient, weight_gradient_DV = carry
         start = index * chunk
         logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk)
-        scale_BC = jnp.where(_is_learnt(learnt_B, start, chunk), _slice(cotangent_BT, start, chunk), 0.0)
-        # d log softmax(z)[target] / dz = onehot(target) - softmax(z)
-        gradient_BCV = -scale_BC[:, :, None] * jnp.exp(logits_BCV - _slice(normalizers_BT, start, chunk)[:, :, None])
-        gradient_BCV = gradient_BCV.at[rows, jnp.arange(chunk)[None, :], _slice(targets_BT, start, chunk)].add(scale_BC)
-        gradient_BCV = gradient_BCV.astype(hidden_BTD.dtype)
-        hidden_gradient = _update(hidden_gradient, jnp.einsum("bcv,vd->bcd", gradient_BCV, weight_VD), start)
-        # One 2-D product with the short side first: on XLA's CPU backend nearly twice as fast as "bcv,bcd->vd".
-        chunk_ND = _slice(hidden_BTD, start, chunk).reshape(-1, hidden_BTD.shape[-1])
-        gradient_NV = gradient_BCV.reshape(-1, gradient_BCV.shape[-1])
-        added_DV = jnp.einsum("nd,nv->dv", chunk_ND, gradient_NV, preferred_element_type=jnp.float32)
-        return hidden_gradient, weight_gradient_DV + added_DV
+        scales_BC = jnp.where(_is_learnt(learnt_B, start, chunk), _slice(cotangent_BT, start, chunk), 0.0)
+        slopes_BCV = _slopes(
+            logits_BCV, _slice(normalizers_BT, start, chunk), _slice(targets_BT, start, chunk), scales_BC
+        )
+        return _add_gradients(carry, slopes_BCV.astype(hidden_BTD.dtype), hidden_BTD, weight_VD, start)
 
-    start = (jnp.zeros_like(hidden_BTD), jnp.zeros(weight_VD.shape[::-1], jnp.float32))
-    hidden_gradient, weight_gradient_DV = jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, start)
-    return hidden_gradient, weight_gradient_DV.T.astype(weight_VD.dtype), None, None
+    gradients = jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, _no_gradients(hidden_BTD, weight_VD))
+    return gradients.hidden_BTD, gradients.weight_DV.T.astype(weight_VD.dtype), None, None
 
 
 _leading.defvjp(_leading_forward, _leading_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _leading_total(chunk: int, hidden_BTD, weight_VD, targets_BT, learnt_B, scales_BT):
+    """`total` of rows whose learnt places come first; where no gradient is wanted, none is made."""
+    logprobs_BT = _leading_forward(chunk, hidden_BTD, weight_VD, targets_BT, learnt_B)[0]
+    return jnp.sum(logprobs_BT * scales_BT)
+
+
+def _total_forward(chunk: int, hidden_BTD, weight_VD, targets_BT, learnt_B, scales_BT):
+    def one_chunk(index, carry):
+        total, gradients = carry
+        start = index * chunk
+        logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk)
+        targets_BC, scales_BC = _slice(targets_BT, start, chunk), _slice(scales_BT, start, chunk)
+        chosen_BC, normalizer_BC = _chosen(logits_BCV, targets_BC)
+        total += jnp.sum(scales_BC * (chosen_BC - normalizer_BC))
+        slopes_BCV = _slopes(logits_BCV, normalizer_BC, targets_BC, scales_BC)
+        return total, _add_gradients(gradients, slopes_BCV.astype(hidden_BTD.dtype), hidden_BTD, weight_VD, start)
+
+    start = (jnp.zeros(()), _no_gradients(hidden_BTD, weight_VD))
+    return jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, start)
+
+
+def _total_backward(chunk: int, gradients: "_Gradients", cotangent: jax.Array):
+    hidden_BTD = (cotangent * gradients.hidden_BTD).astype(gradients.hidden_BTD.dtype)
+    # The weight's gradient is summed in float32 and given in the dtype that the hidden states have.
+    return hidden_BTD, (cotangent * gradients.weight_DV).T.astype(hidden_BTD.dtype), None, None, None
+
+
+_leading_total.defvjp(_total_forward, _total_backward)
+
+
+class _Gradients(NamedTuple):
+    """Of the hidden states, and of the unembedding in float32."""
+
+    hidden_BTD: jax.Array
+    weight_DV: jax.Array
+
+
+def _no_gradients(hidden_BTD: jax.Array, weight_VD: jax.Array) -> _Gradients:
+    return _Gradients(jnp.zeros_like(hidden_BTD), jnp.zeros(weight_VD.shape[::-1], jnp.float32))
+
+
+def _add_gradients(gradients: _Gradients, slopes_BCV, hidden_BTD, weight_VD, start) -> _Gradients:
+    """What one chunk's slopes, the derivatives with respect to its logits, add to the gradients."""
+    hidden_gradient = _update(gradients.hidden_BTD, jnp.einsum("bcv,vd->bcd", slopes_BCV, weight_VD), start)
+    # One 2-D product with the short side first: on XLA's CPU backend nearly twice as fast as "bcv,bcd->vd".
+    chunk_ND = _slice(hidden_BTD, start, slopes_BCV.shape[1]).reshape(-1, hidden_BTD.shape[-1])
+    slopes_NV = slopes_BCV.reshape(-1, slopes_BCV.shape[-1])
+    added_DV = jnp.einsum("nd,nv->dv", chunk_ND, slopes_NV, preferred_element_type=jnp.float32)
+    return _Gradients(hidden_gradient, gradients.weight_DV + added_DV)
+
+
+def _chosen(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logit of each target, and the log of the sum of all exponentials."""
+    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
+    return chosen_BC, jax.nn.logsumexp(logits_BCV, axis=-1)
+
+
+def _slopes(logits_BCV: jax.Array, normalizer_BC: jax.Array, targets_BC: jax.Array, scales_BC: jax.Array) -> jax.Array:
+    """d (scale · log softmax(z)[target]) / dz = scale · (onehot(target) - softmax(z))"""
+    rows, places = jnp.indices(targets_BC.shape, sparse=True)
+    slopes_BCV = -scales_BC[:, :, None] * jnp.exp(logits_BCV - normalizer_BC[:, :, None])
+    return slopes_BCV.at[rows, places, targets_BC].add(scales_BC)
 
 
 def _chunks(learnt_B: jax.Array, chunk: int) -> jax.Array:
