@@ -58,6 +58,7 @@ def load_judge(name: str) -> Judge:
     if not (module and colon and function):
         raise InputError(f"{name}: a judge is module:function, for example my_judge:score")
     sys.path.insert(0, os.getcwd())
+    found: Any = None
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
