@@ -93,14 +93,17 @@ class Corpus:
 def build(
     data: Sequence[Source], chat: Chat, limits: Limits, max_dropped: float, root: Path, processes: int | None = None
 ) -> Corpus:
-    """The corpus of some sources: opened if `root` has it, else tokenized, by a process for each core. Raises
-    `DataError`. What is cut short goes on where it was."""
+    """The corpus of some sources: opened if `root` has it, else tokenized, by a process for each core if it is much.
+
+    What is cut short goes on where it was. Raises `DataError`.
+    """
     key = _key(data, chat, limits)
     folder = root / "corpora" / key
     if not (folder / "ledger.json").exists():
         with _parts_folder(folder) as parts:
             if not (folder / "ledger.json").exists():
-                files = tokenizing.parts(data, chat, limits, parts, processes or workers.cores())
+                processes = processes or workers.suited(sum(map(reader.size, data)))
+                files = tokenizing.parts(data, chat, limits, parts, processes)
                 with replacing(folder) as temporary:
                     temporary.mkdir()
                     _write(temporary, data, files)

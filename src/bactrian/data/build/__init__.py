@@ -34,9 +34,9 @@ VERSION = 1  # of the code that makes data sets; a change of what it makes chang
 def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = None) -> dict[str, Any]:
     """Build a data set into `out`, or go on with it; returns its ledger. Raises `DataError` and `RunError`.
 
-    chat: the recipe's [tokenizer], loaded. processes: by default one for each core.
+    chat: the recipe's [tokenizer], loaded. processes: by default one for each core if it is much.
     """
-    processes = processes or workers.cores()
+    processes = processes or workers.suited(sum(map(reader.size, recipe.sources)))
     key = _key(recipe, chat)
     with _opened(out, key) as parts:
         if parts is None:
