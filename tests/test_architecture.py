@@ -22,8 +22,8 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 ORDER = [
     "errors options",
     "data.records sections recipe run progress tracking markdown gguf_file",
-    "data.plain_text data.words data.tokenizer data.gguf_tokenizer data.chat data.template data.binarize data.sources "
-    "data.screen data.screens",
+    "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "
+    "data.binarize data.sources data.screen data.screens",
     "model.mesh model.hub model.attention model.safetensors_file data.sharing",
     "data.workers data.tokenizing data.corpus data.packing model.prefix",
     "data.questions model.llama model.logprobs model.likelihood train.optimizer",

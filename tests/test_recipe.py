@@ -71,7 +71,10 @@ def refusal(file: Path, *overrides: str) -> str:
         ("sft.data=[]", "sft.data is []: "),
         ("sft.data=[5]", "sft.data.0 is 5: input should be an object"),
         ("sft.data.0.path=5", "sft.data.0.path is 5: input should be a valid string"),
-        ("sft.data.0.format=chat", "sft.data.0.format is 'chat': input should be 'messages', 'preference', 'hh' or"),
+        (
+            "sft.data.0.format=chat",
+            "sft.data.0.format is 'chat': input should be 'messages', 'preference', 'hh', 'alpaca' or",
+        ),
         ("model.compute_dtype=float16", "model.compute_dtype is 'float16': input should be 'float32' or 'bfloat16'"),
         # Contradictions
         ("sft.optimizer={learning_rate=1, warmup_ratio=0.1, warmup_steps=5}", "sft.optimizer: give warmup_ratio or"),

@@ -168,3 +168,15 @@ def test_rows_without_anything_to_learn(tiny_recipe: Path, tmp_path: Path):
     tiny.write_rows(tmp_path / "rows.jsonl", rows)
     findings = found(tiny_recipe, f"sft.data.0.path={tmp_path / 'rows.jsonl'}")
     assert findings["empty_answer"] == ("warning", "1 rows are dropped: empty answer")
+
+
+def test_dpo_refuses_rankings_and_says_what_to_do(tiny_recipe: Path, tmp_path: Path):
+    ask = {"role": "user", "content": "Where?"}
+    ranked = [[ask, said(text)] for text in ("At the harbour.", "Here.", "No.")]
+    tiny.write_rows(tmp_path / "ranking.jsonl", [{"ranked": ranked}] * 12)
+    overrides = ["--stage", "dpo", f"dpo.data.0.path={tmp_path / 'ranking.jsonl'}", "dpo.data.0.format=ranking"]
+    level, text = found(tiny_recipe, *overrides)["cannot_train"]
+    assert level == "error"
+    assert "dpo cannot learn from format 'ranking'; it takes preference or hh; a policy of pairs" in text
+    done = tiny.call("dpo", tiny_recipe, *overrides[2:], "--run-dir", tmp_path / "run")
+    assert done.code == 2 and "a policy of pairs, as all_pairs, makes pairs of rankings" in done.err

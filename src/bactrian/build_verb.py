@@ -46,4 +46,5 @@ def _print(ledger: dict[str, Any]) -> None:
         counts = [entry[key] for key in ("read", "kept", "written", "tokens", "learned_tokens")]
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(entry["dropped"].items()))
         table.add_row(entry["name"], *("" if count is None else f"{count:,}" for count in counts), dropped)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table, width=None if console.is_terminal else 200)

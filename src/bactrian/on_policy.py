@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bactrian import progress
 from bactrian.assistant import Assistant
@@ -66,7 +66,7 @@ def load_judge(name: str) -> Judge:
         sys.path.pop(0)
     if not callable(found):
         raise InputError(f"{name}: not a function")
-    return found
+    return cast(Judge, found)
 
 
 def sample(

@@ -81,7 +81,7 @@ def _is_foreign(path: Path) -> bool:
     return not _LEFT_BEHIND.fullmatch(path.name)
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what `replacing` had no time to."""
     left = [path for path in folder.rglob(".*") if _LEFT_BEHIND.fullmatch(path.name)]
     for path in left:
@@ -148,7 +148,7 @@ class Run:
         cls.check(folder, recipe)
         run = cls(folder)
         run._lock()
-        _sweep(folder)
+        sweep(folder)
         if not run.recipe_path.exists():
             write_json(run.recipe_path, recipe.model_dump(mode="json"))
         return run

@@ -106,7 +106,7 @@ def _explain(error: ValidationError, kind: type[Section]) -> str:
     if first["type"] == "missing":
         return f"{key} is missing{more}"
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.{_no_kind(first['ctx'])}{more}"
+        return f"{key}.{_no_kind(first.get('ctx', {}))}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"

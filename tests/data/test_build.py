@@ -172,7 +172,7 @@ def test_a_killed_build_goes_on_where_it_was(
     assert len(parsed) >= 4
     stores: list[Path] = []
     make = shards._write
-    monkeypatch.setattr(shards, "_write", lambda path, groups: (stores.append(path), make(path, groups)))
+    monkeypatch.setattr(shards, "_write", lambda path, *of: (stores.append(path), make(path, *of)))
     build.build(made, CHAT, tmp_path / "out", 1)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     for name_, time_ in whole.items():
@@ -284,7 +284,9 @@ def test_what_cannot_be_built_is_one_line_that_says_why(tmp_path: Path):
     assert "bad.jsonl: no row of it can be used (2 bad_row); the first: " in refused(tmp_path, source("bad"), drop)
     screen = '[[screens]]\nkind = "unusable"\n'
     assert "silent.jsonl: no record of it is left after the screens" in refused(tmp_path, source("silent") + screen)
-    assert "hold" in refused(tmp_path, source("a") + source("p", path=str(_pairs(tmp_path)), format="preference"))
+    assert "a has conversations and p preferences, which cannot be one data set" in refused(
+        tmp_path, source("a") + source("p", path=str(_pairs(tmp_path)), format="preference")
+    )
 
 
 def _pairs(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bactrian.data import sources, tokenizer
-from bactrian.data.records import Conversation, Dropped, Message, Record
+from bactrian.data.records import Conversation, Dropped, Message, Noted, Record
 from bactrian.data.sources import oasst, reader, sharegpt, templates
 from bactrian.data.sources.kinds import HardCoded, OpenAssistant, Plain, ShareGPT, Templated
 from bactrian.data.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ from bactrian.recipe import File
 
 from test_words import TOKENIZERS  # isort: skip
 
-Found = Record | Dropped
+Found = Record | Dropped | Noted
 
 
 def talk(*texts: str, system: str | None = None) -> tuple[Message, ...]:
@@ -362,6 +362,7 @@ def parts(lengths: list[int], limit: int, keep_last_round: bool) -> list[tuple[s
         if isinstance(each, Conversation)
         else each.reason
         for each in found
+        if isinstance(each, Conversation | Dropped)
     ]
     return [size if isinstance(size, str) else tuple(map(str, size)) for size in sizes]
 

@@ -176,3 +176,19 @@ def test_what_the_hub_refuses_is_one_line_without_the_token(
 def test_a_name_that_is_none_is_refused_before_the_network(model: str):
     with pytest.raises(ModelError, match="write hf:ORG/NAME"):
         hub.locate(model)
+
+
+def test_a_tokenizer_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert hub.locate_tokenizer(str(tmp_path)) == tmp_path
+    with pytest.raises(ModelError, match="no model in this folder"):
+        hub.locate_tokenizer(str(tmp_path.parent))
+    download = Mock(return_value=str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.locate_tokenizer("hf:maker/tiny@v2") == tmp_path
+    assert download.call_args.args == ("maker/tiny",) and download.call_args.kwargs["revision"] == "v2"
+    asked = download.call_args.kwargs["allow_patterns"]
+    assert "tokenizer*" in asked and not any("safetensors" in pattern for pattern in asked)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"hf:maker/tiny: no tokenizer\.json there"):
+        hub.locate_tokenizer("hf:maker/tiny")

@@ -29,6 +29,7 @@ from bactrian.run import replacing, write_json, writing
 
 __all__ = ["VERSION", "Corpus", "Limits", "build", "examples", "render"]
 
+_TOGETHER = 2000  # examples whose learnt tokens are counted at once
 VERSION = 2  # of the code that makes examples; a change of what it makes changes the number
 
 
@@ -75,25 +76,34 @@ class Corpus:
         if not len(self):
             return np.zeros(0, np.int64)
         begins = self._offsets[:-1]
-        learned = np.add.reduceat(self._learn, begins, dtype=np.int64)
+        learned = np.concatenate([self._sums(at) for at in range(0, len(self), _TOGETHER)])
         if not self._starts.shape[1]:
             return learned - self._learn[begins]
         shared = self._starts[:, 0] > 0
         firsts = self._learn[begins[:, None] + self._starts]
         return learned - np.where(shared, self._learn[begins], firsts.sum(axis=1))
 
+    def _sums(self, first: int) -> np.ndarray:
+        """The learnt tokens of some examples from one on: few enough that counting them takes little memory."""
+        offsets = self._offsets[first : first + _TOGETHER + 1]
+        learn = self._learn[offsets[0] : offsets[-1]]
+        return np.add.reduceat(learn, offsets[:-1] - offsets[0], dtype=np.int64)
+
 
 def build(
     data: Sequence[Source], chat: Chat, limits: Limits, max_dropped: float, root: Path, processes: int | None = None
 ) -> Corpus:
-    """The corpus of some sources: opened if `root` has it, else tokenized, by a process for each core. Raises
-    `DataError`. What is cut short goes on where it was."""
+    """The corpus of some sources: opened if `root` has it, else tokenized, by a process for each core if it is much.
+
+    What is cut short goes on where it was. Raises `DataError`.
+    """
     key = _key(data, chat, limits)
     folder = root / "corpora" / key
     if not (folder / "ledger.json").exists():
         with _parts_folder(folder) as parts:
             if not (folder / "ledger.json").exists():
-                files = tokenizing.parts(data, chat, limits, parts, processes or workers.cores())
+                processes = processes or workers.suited(sum(map(reader.size, data)))
+                files = tokenizing.parts(data, chat, limits, parts, processes)
                 with replacing(folder) as temporary:
                     temporary.mkdir()
                     _write(temporary, data, files)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_WORTH_SHARING = 8  # megabytes
 _AHEAD = 2  # tasks handed out for each process: one at work, one waiting
 _function: Callable[[Any], Any] | None = None  # of a worker process, set when it starts
 
@@ -24,6 +25,11 @@ _function: Callable[[Any], Any] | None = None  # of a worker process, set when i
 def cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def suited(megabytes: int) -> int:
+    """How many processes so much data is worth: to start them takes seconds."""
+    return cores() if megabytes >= _WORTH_SHARING else 1
 
 
 def in_order(

@@ -34,18 +34,20 @@ VERSION = 1  # of the code that makes data sets; a change of what it makes chang
 def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = None) -> dict[str, Any]:
     """Build a data set into `out`, or go on with it; returns its ledger. Raises `DataError` and `RunError`.
 
-    chat: the recipe's [tokenizer], loaded. processes: by default one for each core.
+    chat: the recipe's [tokenizer], loaded. processes: by default one for each core if it is much.
     """
-    processes = processes or workers.cores()
+    processes = processes or workers.suited(sum(map(reader.size, recipe.sources)))
     key = _key(recipe, chat)
     with _opened(out, key) as parts:
         if parts is None:
             return json.loads((out / "ledger.json").read_text(encoding="utf-8"))
         chunks = _parse(recipe, chat, parts, processes)
         records = account.gather(recipe, parts, chunks)
+        kind = account.kind(recipe, records)
         account.screen_and_draw(recipe, chat, records, parts)
         evidence.write(recipe, records, parts, out)
-        done = _write(recipe, chat, parts, out, account.mix(recipe, records), processes)
+        start = (chat, parts, out, kind)
+        done = _write(start, account.mix(recipe, records), recipe.build.shard_rows, processes)
         entries = account.ledger(recipe, records, done, counted=chat is not None)
         ledger = {"name": recipe.name, "key": key, "seed": recipe.seed, **entries}
         run.write_json(out / "ledger.json", ledger)
@@ -81,6 +83,7 @@ def _opened(out: Path, key: str) -> Iterator[Path | None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise RunError(f"{out}: another process is building this data set; wait for it or stop it") from None
+        run.sweep(out)
         if not (work / key).exists():
             for old in (*work.iterdir(), *out.glob("train-*.parquet")):
                 if old.name != "lock":
@@ -116,16 +119,17 @@ def _parse(recipe: Build, chat: Chat | None, parts: Path, processes: int) -> lis
 
 
 def _write(
-    recipe: Build, chat: Chat | None, parts: Path, out: Path, places: np.ndarray, processes: int
+    start: tuple[Chat | None, Path, Path, str], places: np.ndarray, size: int, processes: int
 ) -> list[shards.Done]:
-    size = recipe.build.shard_rows
+    """Write the shards of `size` rows that are not there yet; `start`: the arguments of `shards.start`."""
+    _, parts, out, _ = start
     of = -(-len(places) // size)
     done = {n: found for n in range(of) if (found := shards.finished(parts, out, n, of)) is not None}
     tasks = (shards.Task(n, of, places[n * size : (n + 1) * size]) for n in range(of) if n not in done)
     before = rows = sum(each.rows for each in done.values())
     began = time.monotonic()
     with progress.bar("writing", len(places), rows) as bar:
-        for shard in workers.in_order(shards.start, (chat, parts, out), tasks, processes):
+        for shard in workers.in_order(shards.start, start, tasks, processes):
             done[shard.number] = shard
             rows += shard.rows
             rate = (rows - before) / max(time.monotonic() - began, 1e-9)

@@ -28,6 +28,7 @@ class Records:
     reasons: int16 [n]: why a screen drops a record, as an index into `names`; -1 where none does.
     times:   int64 [n]: how often a record is drawn.
     dropped: what became no record, by reason; bad: some of the errors; noted: what parsers counted beside.
+    kinds:   what the records are, of `store.KINDS`.
     """
 
     places: np.ndarray
@@ -38,6 +39,7 @@ class Records:
     dropped: dict[str, int]
     bad: list[str]
     noted: dict[str, int]
+    kinds: set[str]
 
     @property
     def written(self) -> np.ndarray:
@@ -79,6 +81,19 @@ def gather(recipe: Build, parts: Path, chunks: Sequence[int]) -> list[Records]:
     return gathered
 
 
+def kind(recipe: Build, records: Sequence[Records]) -> str:
+    """What the records are, all together. Raises `DataError` where conversations and preferences come together."""
+    kinds = {name for each in records for name in each.kinds}
+    if "conversations" in kinds and len(kinds) > 1:
+        of = {each.name: sorted(found.kinds)[0] for each, found in zip(recipe.sources, records, strict=True)}
+        talks = next(name for name, what in of.items() if what == "conversations")
+        other = next((name for name, what in of.items() if what != "conversations"), talks)
+        raise DataError(
+            f"{talks} has conversations and {other} preferences, which cannot be one data set; build them apart"
+        )
+    return next(name for name in reversed(store.KINDS) if name in kinds)
+
+
 def _gather(parts: Path, source: int, chunks: int) -> Records:
     places: list[np.ndarray] = [np.zeros((0, 4), np.int64)]
     reasons: list[int] = []
@@ -86,6 +101,7 @@ def _gather(parts: Path, source: int, chunks: int) -> Records:
     dropped: dict[str, int] = {}
     noted: dict[str, int] = {}
     bad: list[str] = []
+    kinds: set[str] = set()
     rows = 0
     for chunk in range(chunks):
         index = store.index(parts, source, chunk)
@@ -103,9 +119,11 @@ def _gather(parts: Path, source: int, chunks: int) -> Records:
         for what, count in index.noted.items():
             noted[what] = noted.get(what, 0) + count
         bad += index.bad[: _BAD_SHOWN - len(bad)]
+        kinds.update(index.kinds)
         rows += index.rows
     whole = np.concatenate(places)
-    return Records(whole, np.array(reasons, np.int16), names, np.ones(len(whole), np.int64), rows, dropped, bad, noted)
+    codes, times = np.array(reasons, np.int16), np.ones(len(whole), np.int64)
+    return Records(whole, codes, names, times, rows, dropped, bad, noted, kinds)
 
 
 def screen_and_draw(recipe: Build, chat: Chat | None, records: Sequence[Records], parts: Path) -> None:

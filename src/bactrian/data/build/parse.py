@@ -56,6 +56,8 @@ def start(recipe: Build, chat: Chat | None, folder: Path) -> Callable[[Task], Do
             if isinstance(found, Dropped):
                 index.dropped[found.reason] = index.dropped.get(found.reason, 0) + 1
                 continue
+            if (kind := store.kind(found)) not in index.kinds:
+                index.kinds.append(kind)
             kept.append(store.encode(found))
             index.lengths.append(len(kept[-1]))
             index.reasons.append(_reason(found, screens) if source.screened else None)

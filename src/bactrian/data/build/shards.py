@@ -42,13 +42,14 @@ def name(number: int, of: int) -> str:
     return f"train-{number:05}-of-{of:05}.parquet"
 
 
-def start(chat: Chat | None, parts: Path, out: Path) -> Callable[[Task], Done]:
-    """What writes a shard of the records in `parts` into `out`. Raises `DataError`, also where a chat cannot render."""
+def start(chat: Chat | None, parts: Path, out: Path, kind: str) -> Callable[[Task], Done]:
+    """What writes a shard of the records in `parts`, of a kind of `store.KINDS`, into `out`. Raises `DataError` where
+    a chat cannot render."""
 
     def write(task: Task) -> Done:
         done = Done(task.number, len(task.places), {}, {})
         with store.Reader(parts) as reader, replacing(out / name(task.number, task.of)) as temporary:
-            _write(temporary, _groups(task, reader, chat, done))
+            _write(temporary, _groups(task, reader, chat, done), kind)
         with replacing(_count_path(parts, task.number)) as temporary:
             temporary.write_text(json.dumps([done.rows, done.tokens, done.learned]), encoding="utf-8")
         return done
@@ -86,7 +87,7 @@ def _count(records: Sequence[Record], sources: Sequence[int], chat: Chat, done: 
         done.learned[source] = done.learned.get(source, 0) + int(example.learn.sum())
 
 
-def _write(path: Path, groups: Iterator[list[Record]]) -> None:
+def _write(path: Path, groups: Iterator[list[Record]], kind: str) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -98,7 +99,7 @@ def _write(path: Path, groups: Iterator[list[Record]]) -> None:
     writer = None
     try:
         for records in groups:
-            columns = _columns(records)
+            columns = _columns(records, kind)
             schema = pyarrow.schema([(key, types.get(key, pyarrow.string())) for key in columns])
             writer = writer or parquet.ParquetWriter(path, schema, compression="zstd")
             writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
@@ -107,18 +108,16 @@ def _write(path: Path, groups: Iterator[list[Record]]) -> None:
             writer.close()
 
 
-def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+def _columns(records: Sequence[Record], kind: str) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
         "dataset": [record.dataset for record in records],
         "id": [record.id for record in records],
     }
-    conversations = [record.messages for record in records if isinstance(record, Conversation)]
-    if len(conversations) == len(records):
-        return {**columns, "messages": [_turns(messages) for messages in conversations]}
+    if kind == "conversations":
+        talks = [record.messages for record in records if isinstance(record, Conversation)]
+        return {**columns, "messages": [_turns(messages) for messages in talks]}
     preferences = [record for record in records if isinstance(record, Preference)]
-    if len(preferences) < len(records):
-        raise DataError(f"{records[0].where}: a data set holds conversations or preferences; build the others apart")
-    if any(len(record.branches) != 2 for record in preferences):
+    if kind == "rankings":
         ranked = [[_turns(branch) for branch in record.branches] for record in preferences]
         return {**columns, "ranked": ranked, "scores": [list(record.scores) for record in preferences]}
     chosen, rejected = zip(*(record.branches for record in preferences), strict=True)

@@ -14,6 +14,8 @@ from typing import Any
 from bactrian.data.records import Conversation, Message, Messages, Preference, Record
 from bactrian.run import replacing
 
+KINDS = ("conversations", "pairs", "rankings")
+
 
 @dataclass(frozen=True)
 class Index:
@@ -21,7 +23,7 @@ class Index:
 
     lengths: bytes of each record; reasons: why a screen drops it, or None.
     dropped: rows, and parts of rows, that became no record, by reason; bad: the first errors of rows that do not fit.
-    noted: what parsers counted without dropping it.
+    noted: what parsers counted without dropping it. kinds: what its records are, of `KINDS`.
     """
 
     rows: int
@@ -30,6 +32,14 @@ class Index:
     dropped: dict[str, int] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     noted: dict[str, int] = field(default_factory=dict)
+    kinds: list[str] = field(default_factory=list)
+
+
+def kind(record: Record) -> str:
+    """What a record is, by its name in `KINDS`."""
+    if isinstance(record, Preference):
+        return "pairs" if len(record.branches) == 2 else "rankings"
+    return "conversations"
 
 
 def records_path(folder: Path, source: int, chunk: int) -> Path:

@@ -124,6 +124,7 @@ class _Window:
 
     def __init__(self, path: Path, pieces: _Pieces):
         self.path, self.text, self.line, self.column = path, "", 1, 0
+        self._seen, self._seen_line = 0, 1  # a place, and the line it is on
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._bytes = 0  # of the line that the next piece goes on with
@@ -152,26 +153,36 @@ class _Window:
             if place < len(self.text) or not self.more():
                 return place
 
+    def line_at(self, place: int) -> int:
+        """The line that a place is on; places never go back."""
+        self._seen_line += self.text.count("\n", self._seen, place)
+        self._seen = place
+        return self._seen_line
+
     def forget(self, place: int) -> int:
         """Give up what lies before a place; returns where the place is now."""
+        self.line_at(place)
+        self._seen = 0
         lines = self.text.count("\n", 0, place)
         self.line += lines
         self.column = place - self.text.rfind("\n", 0, place) - 1 if lines else self.column + place
         self.text = self.text[place:]
         return 0
 
-    def refusal(self, error: Exception) -> DataError:
-        line = getattr(error, "lineno", 1)
-        return not_json(f"{self.path}:{self.line + line - 1}", error, self.column if line == 1 else 0)
+    def refusal(self, error: json.JSONDecodeError) -> DataError:
+        place = f"{self.path}:{self.line + error.lineno - 1}"
+        return not_json(place, error, self.column if error.lineno == 1 else 0)
 
 
 def _array(path: Path, pieces: _Pieces) -> Iterator[tuple[int, Any]]:
     window = _Window(path, pieces)
     place = window.after_space(window.after_space(0) + 1)
     while not window.text.startswith("]", place):
-        place = window.forget(place)
-        value, end = _value(window)
-        yield window.line, value
+        if place > _PIECE // 2:  # not for every row: what stays is copied
+            place = window.forget(place)
+        line = window.line_at(place)
+        value, end = _value(window, place)
+        yield line, value
         place = window.after_space(end)
         if window.text.startswith(",", place):
             place = window.after_space(place + 1)
@@ -182,13 +193,13 @@ def _array(path: Path, pieces: _Pieces) -> Iterator[tuple[int, Any]]:
         raise window.refusal(json.JSONDecodeError("something follows the array", window.text, rest))
 
 
-def _value(window: _Window) -> tuple[Any, int]:
-    """The value at the window's beginning, and where it ends. Raises `DataError`."""
+def _value(window: _Window, place: int) -> tuple[Any, int]:
+    """The value at a place of the window, and where it ends. Raises `DataError`."""
     decoder = json.JSONDecoder()
     wanted = 0
     while True:
         try:
-            value, end = decoder.raw_decode(window.text)
+            value, end = decoder.raw_decode(window.text, place)
             if end < len(window.text) or not window.more():
                 return value, end
             continue  # a number may go on in the next piece
@@ -199,7 +210,7 @@ def _value(window: _Window) -> tuple[Any, int]:
             if middle or not window.more():
                 raise refusal from None
         except (ValueError, RecursionError) as error:
-            raise window.refusal(error) from None
+            raise not_json(f"{window.path}:{window.line_at(place)}", error) from None
         wanted = max(2 * len(window.text), wanted)  # twice as much each time: a long row is not decoded for every piece
         while len(window.text) < wanted and window.more():
             pass

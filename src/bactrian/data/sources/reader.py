@@ -62,7 +62,9 @@ def chunks(source: File) -> Iterator[Chunk]:
 
 
 def size(source: File) -> int:
-    """How large a source is beside others, in megabytes; 1 where it cannot be known."""
+    """How large a source is beside others, in megabytes, at least 1; a Hub dataset counts as 100."""
+    if source.path.startswith("hf:"):
+        return 100
     path = Path(source.path)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     return max(1, sum(file.stat().st_size for file in files if file.exists()) // 1_000_000)
