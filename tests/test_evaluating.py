@@ -194,6 +194,7 @@ def test_errors_are_one_line(questions: Path, tiny_recipe: Path, tmp_path: Path)
         (("mt-bench", "--judgments", questions / "cleo.json"), "not an MT-Bench judgment"),
         (("judge", questions / "cleo.json", *out), "`input` is missing"),
     ):  # fmt: skip
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         done = evaluate(*arguments)
         assert done.code == 2 and message in done.err, (arguments, done.err)
         assert len([line for line in done.err.splitlines() if line.startswith("error")]) == 1
@@ -264,3 +265,33 @@ def test_without_the_extra_a_line_says_what_to_install(
         "mt-bench", questions / "ada.jsonl", "--judge", "http://127.0.0.1:9", *QUICK, "--out", tmp_path / "o"
     )
     assert done.code == 2 and "pip install 'bactrian[eval]'" in done.err
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_a_real_model(shared_data: Path, smollm2: Path, tiny_cache: Path, tmp_path: Path):
+    """MT-Bench and AlpacaEval on all their questions, with every fault and a kill, give the faultless scores."""
+    for benchmark, count in (("mt-bench", 160), ("alpaca-eval", 805)):
+        common = ["--max-tokens", 16, "--json", *QUICK, "--data", shared_data, "--out", tmp_path / benchmark]
+        arguments = ["evaluate", benchmark, smollm2, *common]
+        with FakeJudge(FAULTS, seed=7, rate=0.5, hang=1.0).running() as judge:
+            command = tiny.command(*arguments, "--judge", judge.url)
+            child = subprocess.Popen(
+                command, env=tiny.environment(tiny_cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            deadline = time.monotonic() + 1200
+            while judge.good.total() < count // 4 and time.monotonic() < deadline and child.poll() is None:
+                time.sleep(0.02)
+            child.send_signal(signal.SIGKILL)
+            child.wait(timeout=30)
+            assert count // 4 <= judge.good.total() < count
+            faulty = scores(evaluate(*arguments[1:], "--judge", judge.url))
+            assert judge.done.total() > count // 4
+            # The eight on their way when it was killed are asked for again, nothing else.
+            assert judge.good.total() <= count + 8
+        keys = [row["key"] for row in bench.read(tmp_path / benchmark / "calls.jsonl") if row.get("usable")]
+        assert len(keys) == len(set(keys))
+        with FakeJudge().running() as judge:
+            answers = shutil.copy(tmp_path / benchmark / "answers.jsonl", tmp_path / f"{benchmark}.jsonl")
+            again = ["--json", *QUICK, "--data", shared_data, "--out", tmp_path / f"{benchmark}-clean"]
+            clean = scores(evaluate(benchmark, answers, *again, "--judge", judge.url))
+        assert clean == faulty
