@@ -348,13 +348,13 @@ def score_annotations(path: Path, files: alpaca_eval_job.Files, version: Version
     return scores
 
 
-def score_weights(path: Path, difficulty: Path | None, data: Path | None) -> Row:
+def score_weights(path: Path, difficulty: Path | None, data: Path | None, items: int | None = None) -> Row:
     """Length-controlled win rates of every model whose weights a file holds. Raises `DataError`."""
     found = difficulty or published.beside(data or path.parent, alpaca_eval_job.DIFFICULTIES)
     if found is None:
         raise InputError(f"{path}: weights need the items' difficulties; give them with --difficulty")
     difficulties = length_control.read_difficulties(found)
     return {
-        model: length_control.from_weights(weights, difficulties).as_row()
+        model: length_control.from_weights(weights, difficulties, items).as_row()
         for model, weights in length_control.read_weights(path).items()
     }
