@@ -55,6 +55,7 @@ OVERRIDES = {
     "sft.data.0.path=/none/rows.jsonl": ["/none/rows.jsonl: cannot read the data: No such file", "check the path"],
     "sft.data.0.format=preference": ["sft.jsonl: sft cannot learn from format 'preference'; it takes messages"],
     "dpo.data.0.format=messages": ["pairs.jsonl: dpo cannot learn from format 'messages'; it takes preference"],
+    "sft.max_length=513": ["sft.max_length is 513, and ", "base has 512 positions; lower it"],
     "sft.batch_size=25": ["sft: 24 examples do not fill a batch of 25"],
     "evaluation.rules.0.any_of=['(']": ["evaluation.rules.0: '(' is not a regular expression"],
     "model.source=/no/where": ["/no/where: not found; MODEL is a folder in Hugging Face layout"],

@@ -152,6 +152,23 @@ def test_a_single_stage_runs_on_other_data(tmp_path: Path, tiny_recipe: Path, in
     assert other.recipe().sft is None
 
 
+def test_added_tokens_are_learnt_and_exported(tmp_path: Path, tiny_recipe: Path, in_tiny_cache: None):
+    transformers = pytest.importorskip("transformers")
+    base = recipes.load(tiny_recipe).model.source
+    options = ['model.add_tokens=["<|tool|>"]', "sft.heldout=[]", "sft.evaluate_every=0", "evaluation={}"]
+    done = tiny.call("sft", tiny_recipe, *options, "--run-dir", tmp_path / "run")
+    assert done.code == 0, done.err
+    before = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "export")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export", dtype="float32")
+    assert len(tokenizer) == len(before) + 1 == model.get_input_embeddings().num_embeddings
+    assert tokenizer("a <|tool|> b", add_special_tokens=False)["input_ids"].count(len(before)) == 1
+    # A run that is taken up, and a stage that starts from this one, find the token where it was left.
+    assert tiny.call("sft", tiny_recipe, *options, "--run-dir", tmp_path / "run").code == 0
+    done = tiny.call("generate", tmp_path / "run", "--prompt", "Where does Ada find bread?", "--max-tokens", 4)
+    assert done.code == 0, done.err
+
+
 def test_the_reference_of_one_run_serves_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_recipe: Path, tiny_run: Path, in_tiny_cache: None
 ):

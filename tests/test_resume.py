@@ -148,15 +148,24 @@ def test_another_recipe_is_refused(tmp_path: Path, tiny_recipe: Path, tiny_run: 
     assert files(folder) == before
 
 
-def test_changed_data_is_refused(tmp_path: Path, in_tiny_cache: None):
+CHANGED = {
+    "pairs.jsonl": ("chosen", "the data of dpo"),
+    "pairs-heldout.jsonl": ("rejected", "the data of dpo"),
+    "prompts.jsonl": ("prompt", "the held-out prompts"),
+}
+
+
+@pytest.mark.parametrize("file", CHANGED)
+def test_changed_data_is_refused(tmp_path: Path, in_tiny_cache: None, file: str):
     recipe, folder = tiny.make(tmp_path / "world"), tmp_path / "run"
     Pipeline.open(recipes.load(recipe), folder)
     before = files(folder)
-    pairs = read_jsonl(tmp_path / "world" / "pairs.jsonl")
-    tiny.write_rows(tmp_path / "world" / "pairs.jsonl", [{**pairs[0], "chosen": "Something else."}, *pairs[1:]])
+    column, what = CHANGED[file]
+    first, *others = read_jsonl(tmp_path / "world" / file)
+    tiny.write_rows(tmp_path / "world" / file, [{**first, column: "Something else."}, *others])
     done = tiny.call("run", recipe, "--run-dir", folder)
     assert done.code == 2
-    assert done.err.startswith(f"error: {folder}: the data of dpo changed since this run began; restore it or")
+    assert done.err.startswith(f"error: {folder}: {what} changed since this run began; restore it or")
     assert files(folder) == before
 
 

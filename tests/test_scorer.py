@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from bactrian.data import questions
 from bactrian.data.questions import Request
 from bactrian.model import llama
 from bactrian.model.attention import Places
@@ -46,9 +45,10 @@ def alone(parameters, context: np.ndarray, continuation: np.ndarray) -> tuple[fl
     return float(values.sum()), bool((rows.argmax(1) == continuation).all())
 
 
-@pytest.mark.parametrize("group_cost", [0, 10**6], ids=["shared", "apart"])
-def test_scores_are_those_of_each_path_alone(monkeypatch, parameters, group_cost):
-    monkeypatch.setattr(questions, "_GROUP_COST", group_cost)
+@pytest.mark.parametrize("at_once", [256, 10**5], ids=["shared", "apart"])
+def test_scores_are_those_of_each_path_alone(parameters, at_once):
+    scorer = Scorer(CONFIG, parameters)
+    scorer._at_once = at_once
     random = np.random.default_rng(0)
     beginning = random.integers(0, 50, 150)
     requests = []
@@ -57,7 +57,7 @@ def test_scores_are_those_of_each_path_alone(monkeypatch, parameters, group_cost
         lengths = random.integers(1, 8, 4)
         own = {tuple(random.integers(0, 50, length).tolist()) for length in lengths}
         requests.append(Request(context.astype(np.int32), tuple(np.array(each, np.int32) for each in sorted(own))))
-    found = Scorer(CONFIG, parameters).score(requests)
+    found = scorer.score(requests)
     for request, scores in zip(requests, found, strict=True):
         for continuation, score in zip(request.continuations, scores, strict=True):
             logprob, is_greedy = alone(parameters, request.context, continuation)

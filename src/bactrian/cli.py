@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at what the model will learn.", no_args_is_help=True)
+data_app = typer.Typer(help="Build data sets, and look at what the model will learn.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 
@@ -178,6 +178,24 @@ def card(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fol
     typer.echo(cards.write(existing))
 
 
+@data_app.command("build")
+def data_build(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A data recipe, a TOML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The data set's folder; if not given data/NAME.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many; if not given one for each core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
+) -> None:
+    """Build a data set: Parquet shards, and a ledger of every row. Run again, it goes on where it was cut short."""
+    from bactrian import build_verb
+
+    try:
+        build_verb.run(recipe, overrides or [], out, processes, as_json)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on with it", err=True)
+        raise typer.Exit(130) from None
+
+
 @data_app.command("show")
 def data_show(
     recipe: RecipeFile,
@@ -187,13 +205,105 @@ def data_show(
     ] = None,
     update: Annotated[int, typer.Option(help="The update, counted from 1.")] = 1,
     example: Annotated[int | None, typer.Option(help="One example by its index, in place of an update's rows.")] = None,
+    search: Annotated[str | None, typer.Option(help="Examples with this text, in place of an update's rows.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to look at in a browser.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most examples in a page or of a search.")] = 100,
 ) -> None:
     """Show packed rows as the model will see them, learnt tokens in colour."""
     from bactrian import pipeline, show
     from bactrian import recipe as recipes
 
     base, prepared = pipeline.prepare_stage(recipes.load(recipe, overrides or []), stage)
-    show.rows(prepared, base.tokenizer, update, example)
+    show.show(prepared, base.tokenizer, show.Chosen(update, example, search, limit), html)
+
+
+@data_app.command("sample")
+def data_sample(
+    model: Model,
+    prompts: Annotated[Path, typer.Option(help="A .jsonl with `prompt` or `messages` per row, or plain lines.")],
+    judge: Annotated[str, typer.Option(help="module:function: a prompt's turns and its answers → their scores.")],
+    out: Annotated[Path, typer.Option(help="The folder for answers, pairs and ledger.")],
+    answers: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 4,
+    policy: Annotated[
+        Literal["best_random", "best_lower", "best_worst", "all_pairs", "ranking"],
+        typer.Option(help="Which answers are compared."),
+    ] = "best_worst",
+    min_margin: Annotated[float, typer.Option(min=0, help="What the scores of two compared answers differ by.")] = 0.0,
+    keep_cut: Annotated[
+        bool, typer.Option("--keep-cut", help="Compare answers that reached --max-tokens too.")
+    ] = False,
+    format: Annotated[Literal["tulu", "model"], typer.Option("--chat", help="Chat format.")] = "model",
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Make pairs of a model's own answers, scored by a function of yours. Run again, it goes on where it was."""
+    from bactrian import assistant, on_policy, verbs
+    from bactrian.data.records import Message
+    from bactrian.inference.engine import Settings
+
+    function = on_policy.load_judge(judge)
+    asked = [(Message("user", p),) if isinstance(p, str) else p for p in verbs.read_prompts([], prompts, False)]
+    settings = Settings(max_tokens, temperature, 0, top_p, (), seed)
+    sampling = on_policy.Sampling(answers, settings, policy, min_margin, keep_cut)
+    found = assistant.find(model)
+    try:
+        ledger = on_policy.sample(found, found.chat(format), asked, (judge, function), sampling, out)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on with it", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(json.dumps(ledger))
+
+
+StageOption = Annotated[Literal["sft", "dpo"] | None, typer.Option(help="The first stage's if not given.")]
+
+
+@data_app.command("stats")
+def data_stats(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    stage: StageOption = None,
+    plots: Annotated[Path | None, typer.Option(help="A folder for histograms, PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count a stage's data: rows, turns and tokens of each source, and how long answers are in pairs."""
+    from bactrian import pipeline, stats
+    from bactrian import recipe as recipes
+    from bactrian.run import cache_root
+
+    opened = pipeline.open_stage(recipes.load(recipe, overrides or []), stage)
+    measured = stats.measure(opened.settings.data, opened.chat, cache_root())
+    summary = stats.summarize(measured, opened.settings.data)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        stats.show(summary)
+    for path in stats.plot(measured, plots) if plots else ():
+        typer.echo(f"wrote {path}", err=True)
+
+
+@data_app.command("check")
+def data_check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    stage: StageOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say before training what will go wrong; exits with 2 if something will."""
+    from bactrian import check, pipeline
+    from bactrian import recipe as recipes
+    from bactrian.run import cache_root
+
+    whole = recipes.load(recipe, overrides or [])
+    opened = pipeline.open_stage(whole, stage)
+    report = check.check(opened.name, opened.settings, opened.base, opened.chat, whole.seed, cache_root())
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        check.show(report)
+    if not report.is_well:
+        raise typer.Exit(2)
 
 
 def main() -> None:

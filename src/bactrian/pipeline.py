@@ -6,7 +6,7 @@ Every part is skipped where its result is already in the run's folder, so runnin
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from bactrian.evidence import Prompt
 from bactrian.inference.engine import Engine
 from bactrian.model import weights
 from bactrian.prepare import Prepared, prepare
-from bactrian.recipe import DPO, Recipe, StageName
+from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run, cache_root
 from bactrian.stage import Computation, Heldout, Training, logprobs
 from bactrian.tracking import Tracker, check_trackers, open_trackers
@@ -34,15 +34,29 @@ def versions() -> dict[str, str]:
     return {"bactrian": bactrian.__version__, "jax": jax.__version__, "python": platform.python_version()}
 
 
-def prepare_stage(recipe: Recipe, name: StageName | None) -> tuple[Assistant, Prepared]:
-    """The base model and one stage made ready, the recipe's first if `name` is None."""
+class Opened(NamedTuple):
+    """One stage's settings, with the base model found and the chat format that the stage learns in."""
+
+    name: StageName
+    settings: Stage
+    base: Assistant
+    chat: Chat
+
+
+def open_stage(recipe: Recipe, name: StageName | None) -> Opened:
+    """One stage of a recipe, its first if `name` is None, before its data is read."""
     stages = recipe.stages()
     name = name or next(iter(stages))
     if name not in stages:
         raise RecipeError(f"the recipe has no section [{name}]")
     base = assistants.find(recipe.model.source, recipe.model.add_tokens)
-    chat = base.chat(recipe.model.chat, stages[name].learn)
-    return base, prepare(name, stages[name], chat, recipe.seed, cache_root())
+    return Opened(name, stages[name], base, base.chat(recipe.model.chat, stages[name].learn))
+
+
+def prepare_stage(recipe: Recipe, name: StageName | None) -> tuple[Assistant, Prepared]:
+    """The base model and one stage made ready, the recipe's first if `name` is None."""
+    opened = open_stage(recipe, name)
+    return opened.base, prepare(opened.name, opened.settings, opened.chat, recipe.seed, cache_root())
 
 
 @dataclass

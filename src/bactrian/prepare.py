@@ -85,7 +85,10 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
     for source in (*settings.data, *settings.heldout):
         if source.format not in _FORMATS[name]:
             wanted = " or ".join(_FORMATS[name])
-            raise DataError(f"{source.path}: {name} cannot learn from format {source.format!r}; it takes {wanted}")
+            advice = "; a policy of pairs, as all_pairs, makes pairs of rankings" if source.format == "ranking" else ""
+            raise DataError(
+                f"{source.path}: {name} cannot learn from format {source.format!r}; it takes {wanted}{advice}"
+            )
     limits = corpora.Limits(settings.max_length, settings.row_length)
     corpus = corpora.build(settings.data, chat, limits, settings.max_dropped, cache)
     order = mixture.order(len(corpus), settings.batch_size, settings.epochs, seed)

@@ -4,27 +4,22 @@ An unknown key, a wrong type or a contradiction is one line that names the file,
 room takes its own section; only `pipeline` and `cli` see a whole recipe.
 """
 
-import difflib
-import json
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from bactrian import sections
 from bactrian.errors import RecipeError
+from bactrian.sections import Section
 
 StageName = Literal["sft", "dpo"]
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
-Layout = Literal["messages", "preference", "hh", "alpaca"]
-
-
-class Section(BaseModel):
-    """Frozen, and strict: no key beyond those declared, no value quietly turned into another type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+Layout = Literal["messages", "preference", "hh", "alpaca", "ranking"]
+PublishedLayout = Literal["dolly", "flan", "lima", "open_orca", "science", "ultrachat", "wizardlm"]
+LAYOUTS: tuple[Layout | PublishedLayout, ...] = (*get_args(Layout), *get_args(PublishedLayout))
 
 
 class Model(Section):
@@ -41,14 +36,19 @@ class Model(Section):
     remat: Literal["none", "dots", "full"] = Field(default="none", description="what the backward pass computes again")
 
 
-class Source(Section):
+class File(Section):
     """One data file or Hub dataset."""
 
-    path: str = Field(description="a .jsonl, .json or .parquet file, gzipped or not, or hf:ORG/NAME")
-    format: Layout = Field(description="how a row is laid out")
+    path: str = Field(description="a .jsonl, .json (or .gz), .parquet or .xlsx file, a folder of .parquet, hf:ORG/NAME")
     split: str = Field(default="train", description="of an hf: dataset")
     limit: int | None = Field(default=None, ge=1, description="only the first so many rows")
     licence: str | None = Field(default=None, description="for the model card")
+
+
+class Source(File):
+    """A file whose every row is an example, or two."""
+
+    format: Layout = Field(description="how a row is laid out")
 
 
 class Optimizer(Section):
@@ -194,25 +194,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     `value` is TOML, or plain text where it is not: `dpo.beta=0.2`, `sft.data.0.path=rows.jsonl`. Paths in overrides
     are relative to the working folder. Raises `RecipeError`.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file: {error}") from error
-    _resolve_paths(tree, path.resolve().parent)
-    for override in overrides:
-        _override(tree, override)
-    _resolve_paths(tree, Path.cwd())
-    return parse(tree, str(path))
+    return parse(sections.read(path, overrides, _resolve_paths), str(path))
 
 
 def parse(tree: dict[str, Any], where: str) -> Recipe:
     """A recipe from its tree of plain values; `where` names the file in errors. Raises `RecipeError`."""
-    try:
-        return Recipe.model_validate_json(json.dumps(tree, default=str))
-    except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from None
+    return sections.validate(Recipe, tree, where)
 
 
 def only(recipe: Recipe, stages: Sequence[str], where: str) -> Recipe:
@@ -230,39 +217,6 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed]
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"{override}: an override is key=value, for example dpo.beta=0.2")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *path, last = key.split(".")
-    node: Any = tree
-    for part in path:
-        node = _child(node, part, key)
-    if isinstance(node, list):
-        if not last.isdecimal() or int(last) >= len(node):
-            raise RecipeError(f"{override}: {last} is not an index of a list with {len(node)} entries")
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise RecipeError(f"{override}: {'.'.join(path)} is a value, not a section")
-
-
-def _child(node: Any, part: str, key: str) -> Any:
-    if isinstance(node, list) and part.isdecimal() and int(part) <= len(node):
-        if int(part) == len(node):
-            node.append({})
-        return node[int(part)]
-    if isinstance(node, dict):
-        # An index makes a list, so that `sft.data.0.path=…` works where the recipe names no data.
-        return node.setdefault(part, [] if part in ("data", "heldout", "rules") else {})
-    raise RecipeError(f"{key}: {part} does not lead to a section of the recipe")
-
-
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
     """Make local paths absolute, so that a saved recipe means the same from anywhere."""
     for name in STAGES:
@@ -270,18 +224,9 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
         for part in ("data", "heldout"):
             sources = stage.get(part) if isinstance(stage, dict) else None
             for source in sources if isinstance(sources, list) else ():
-                _resolve(source, "path", folder)
-    _resolve(tree.get("evaluation"), "prompts", folder)
-    _resolve(tree.get("model"), "source", folder)
-
-
-def _resolve(section: Any, key: str, folder: Path) -> None:
-    value = section.get(key) if isinstance(section, dict) else None
-    if isinstance(value, str) and not value.startswith(("hf:", "pypi:")):
-        try:
-            section[key] = str((folder / Path(value).expanduser()).resolve())
-        except (RuntimeError, ValueError) as error:  # ~nobody/rows.jsonl, or a NUL
-            raise RecipeError(f"{key} = {value!r} is not a path: {error}") from None
+                sections.resolve(source, "path", folder)
+    sections.resolve(tree.get("evaluation"), "prompts", folder)
+    sections.resolve(tree.get("model"), "source", folder)
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -292,40 +237,3 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix: tree}
     return {key: leaf for name, child in items for key, leaf in _leaves(child, f"{prefix}.{name}".strip(".")).items()}
-
-
-def _explain(error: ValidationError) -> str:
-    """One thing that is wrong, in a line: a name that is not a setting, which explains one that is missing, or the
-    first thing found; what is wrong further down often follows from it."""
-    # A list with a faulty entry counts as too short as well.
-    errors = [each for each in error.errors() if each["type"] != "too_short"] or error.errors()
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in first["loc"])
-    more = "" if len(errors) == 1 else f" (and {len(errors) - 1} more)"
-    if first["type"] == "extra_forbidden":
-        return f"{key} is not a setting{_nearest(first['loc'])}{more}"
-    if first["type"] == "missing":
-        return f"{key} is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{key}: {message}{more}" if key else f"{message}{more}"
-    return f"{key} is {first['input']!r}: {message[0].lower() + message[1:]}{more}"
-
-
-def _nearest(location: Sequence[int | str]) -> str:
-    section: Any = Recipe
-    for part in location[:-1]:
-        if isinstance(part, str):
-            section = _section_of(section.model_fields[part].annotation)
-    names = list(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {'.'.join(str(part) for part in (*location[:-1], close[0]))}?"
-    return f"; the settings there are {', '.join(names)}"
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    """The section type inside `X`, `X | None` or `tuple[X, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)

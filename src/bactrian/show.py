@@ -1,11 +1,14 @@
-"""`bactrian data show`: packed rows as the model will see them, learnt tokens in colour."""
+"""`bactrian data show`: packed rows as the model will see them, learnt tokens in colour; in the terminal, or a page."""
 
 import itertools
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from bactrian import page, progress
 from bactrian.data import packing
 from bactrian.data.records import Batch
 from bactrian.data.tokenizer import Tokenizer
@@ -15,9 +18,66 @@ from bactrian.prepare import Prepared
 _LEARNT, _SEEN = "bold green", "dim"
 
 
-def rows(prepared: Prepared, tokenizer: Tokenizer, update: int, example: int | None) -> None:
-    """Print the rows of one update (counted from 1), or one example alone in a row. Raises `InputError`."""
-    batch, title = _chosen(prepared, update, example)
+@dataclass(frozen=True)
+class Chosen:
+    """What to show: one example, or those with some text, or the rows of an update (counted from 1).
+
+    limit: how many examples with the text; and in a page how many of the first examples beside the update's own.
+    """
+
+    update: int = 1
+    example: int | None = None
+    search: str | None = None
+    limit: int = 100
+
+
+def show(prepared: Prepared, tokenizer: Tokenizer, chosen: Chosen, html: Path | None) -> None:
+    """Print what is chosen, or write it as a page. Raises `InputError` where it is not there."""
+    corpus = prepared.training.corpus
+    examples = _examples(prepared, tokenizer, chosen)
+    if html is not None:
+        update = chosen.update if examples is None else None
+        first = range(min(chosen.limit, len(corpus))) if examples is None else examples
+        page.write(html, prepared, tokenizer, first, update)
+        progress.say(f"wrote {html}")
+    elif examples is None:
+        _print(tokenizer, *_update(prepared, chosen.update))
+    else:
+        for index in examples:
+            _print(tokenizer, *_alone(prepared, index))
+
+
+def _examples(prepared: Prepared, tokenizer: Tokenizer, chosen: Chosen) -> list[int] | None:
+    """The examples asked for, or None where an update is."""
+    corpus = prepared.training.corpus
+    if chosen.example is not None:
+        if not 0 <= chosen.example < len(corpus):
+            raise InputError(f"example {chosen.example}: {prepared.name} has examples 0 to {len(corpus) - 1}")
+        return [chosen.example]
+    if chosen.search is not None:
+        found = page.matching(corpus, tokenizer, chosen.search, chosen.limit)
+        if not found:
+            raise InputError(f"{chosen.search!r} is in no example of {prepared.name}")
+        return found
+    if not 1 <= chosen.update <= prepared.steps:
+        raise InputError(f"update {chosen.update}: {prepared.name} has updates 1 to {prepared.steps}")
+    return None
+
+
+def _update(prepared: Prepared, update: int) -> tuple[Batch, str]:
+    counts = prepared.training.count(update - 1)
+    title = f"{prepared.name}, update {update} of {prepared.steps}: " + ", ".join(f"{v} {k}" for k, v in counts.items())
+    return packing.batch(prepared.training.plan, prepared.training.corpus, update - 1), title.replace("_", " ")
+
+
+def _alone(prepared: Prepared, example: int) -> tuple[Batch, str]:
+    corpus = prepared.training.corpus
+    batch = packing.empty(1, int(prepared.training.places[example]), 1, prepared.training.plan.branches)
+    packing.fill(batch, 0, [(example, corpus[example])])
+    return batch, f"{prepared.name}, example {example} of {len(corpus)}"
+
+
+def _print(tokenizer: Tokenizer, batch: Batch, title: str) -> None:
     # Not wrapped here: a line break would look like one of the text.
     console = Console(highlight=False, soft_wrap=True)
     console.print(title, markup=False)
@@ -25,23 +85,6 @@ def rows(prepared: Prepared, tokenizer: Tokenizer, update: int, example: int | N
     for row in range(len(batch.tokens)):
         if batch.segments[row].any():
             _print_row(console, tokenizer, batch, row)
-
-
-def _chosen(prepared: Prepared, update: int, example: int | None) -> tuple[Batch, str]:
-    plan, corpus = prepared.training.plan, prepared.training.corpus
-    if example is None:
-        if not 1 <= update <= prepared.steps:
-            raise InputError(f"update {update}: {prepared.name} has updates 1 to {prepared.steps}")
-        counts = prepared.training.count(update - 1)
-        title = f"{prepared.name}, update {update} of {prepared.steps}: " + ", ".join(
-            f"{v} {k}" for k, v in counts.items()
-        )
-        return packing.batch(plan, corpus, update - 1), title.replace("_", " ")
-    if not 0 <= example < len(corpus):
-        raise InputError(f"example {example}: {prepared.name} has examples 0 to {len(corpus) - 1}")
-    batch = packing.empty(1, int(prepared.training.places[example]), 1, plan.branches)
-    packing.fill(batch, 0, [(example, corpus[example])])
-    return batch, f"{prepared.name}, example {example} of {len(corpus)}"
 
 
 def _print_row(console: Console, tokenizer: Tokenizer, batch: Batch, row: int) -> None:

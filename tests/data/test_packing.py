@@ -70,7 +70,7 @@ def test_the_last_shared_token_is_copied_at_its_own_position():
 
 @jax.jit
 def visible(places: Places) -> jax.Array:
-    return attention.visible(places, places, 0, None)
+    return attention.visible(places, places, None)
 
 
 @quick

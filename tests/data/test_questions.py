@@ -12,7 +12,7 @@ def request(context: list[int], *continuations: list[int]) -> Request:
 
 
 def test_the_layout_of_a_small_request():
-    [(beginning, [rows])] = questions.batches([request([1, 2, 3], [4, 5], [6])])
+    [(beginning, [rows])] = questions.batches([request([1, 2, 3], [4, 5], [6])], 1024)
     assert not len(beginning)
     assert rows.tokens[0, :5].tolist() == [1, 2, 3, 4, 0]
     assert rows.positions[0, :4].tolist() == [0, 1, 2, 3]
@@ -25,7 +25,7 @@ def test_the_layout_of_a_small_request():
 
 
 def test_continuations_that_begin_alike_ask_once_for_their_first_token():
-    [(_, [rows])] = questions.batches([request([1, 2], [4, 5], [4, 6, 7])])
+    [(_, [rows])] = questions.batches([request([1, 2], [4, 5], [4, 6, 7])], 1024)
     assert rows.targets[0].tolist() == [4]
     assert [asked[2:] for asked in rows.asked if asked.question == 0] == [(0, 0), (0, 0)]
 
@@ -40,13 +40,12 @@ def many(random: np.random.Generator, count: int) -> list[Request]:
     return made
 
 
-@pytest.mark.parametrize("group_cost", [0, 10**6])
-def test_every_token_is_asked_about_where_its_path_predicts_it(monkeypatch, group_cost):
-    monkeypatch.setattr(questions, "_GROUP_COST", group_cost)
+@pytest.mark.parametrize("at_once", [512, 10**6])
+def test_every_token_is_asked_about_where_its_path_predicts_it(at_once):
     requests = many(np.random.default_rng(0), 40)
     counted: dict[tuple[int, int], int] = {}
-    groups = questions.batches(requests)
-    assert any(len(group.beginning) for group in groups) == (group_cost == 0)
+    groups = questions.batches(requests, at_once)
+    assert any(len(group.beginning) for group in groups) == (at_once == 512)
     for beginning, batch in groups:
         for rows in batch:
             tokens, branches = rows.tokens.ravel(), rows.branches.ravel()
@@ -68,7 +67,7 @@ def test_every_token_is_asked_about_where_its_path_predicts_it(monkeypatch, grou
 
 def test_a_request_with_very_many_continuations_takes_several_segments():
     long = [[n % 50, *[1] * 99, n // 50] for n in range(120)]
-    found = [rows for _, batch in questions.batches([request([1, 2, 3], *long)]) for rows in batch]
+    found = [rows for _, batch in questions.batches([request([1, 2, 3], *long)], 1024) for rows in batch]
     asked = {(each.request, each.continuation) for rows in found for each in rows.asked}
     assert asked == {(0, number) for number in range(120)}
-    assert max(rows.tokens.size for rows in found) <= 8192
+    assert max(rows.tokens.size for rows in found) <= 2048

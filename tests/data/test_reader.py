@@ -12,8 +12,9 @@ import pytest
 
 from bactrian.data import sources
 from bactrian.data.records import Conversation, Message, Preference
+from bactrian.data.sources import json_file, reader
 from bactrian.errors import DataError
-from bactrian.recipe import Layout, Source
+from bactrian.recipe import File, Layout, Source
 
 Record = Conversation | Preference
 
@@ -190,3 +191,82 @@ def test_the_hub_s_refusals_say_what_to_do(monkeypatch: pytest.MonkeyPatch):
         message = refusal("hf:org/set")
         assert advice in message
         assert str(error)[:20] in message
+
+
+# In pieces
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_is_the_same_whatever_the_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, indent: int | None
+):
+    rows = [{"a": text, "n": [12, -1.5e3, None, True]} for text in ('x"\\\n', "é😀", "]", "", "long" * 40)]
+    path = write(tmp_path / "a.json", json.dumps(rows, indent=indent, ensure_ascii=False) + "\n")
+    whole = list(reader.read(File(path=str(path))))
+    assert [row for _, row in whole] == rows
+    monkeypatch.setattr(json_file, "_PIECE", piece)
+    assert list(reader.read(File(path=str(path)))) == whole
+    lines = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + jsonl(rows).encode())
+    assert [row for _, row in reader.read(File(path=str(lines)))] == rows
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("piece", [1, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'[{"a": 1},\n{"a": \xff}]', ":2: not UTF-8 text (byte 7)"),
+        (b'[{"a": 1},\n{"a": 01}]', ":2: not JSON: "),
+        (b'[{"a": 1},\n\n {"a": 1} {"a": 2}]', ":3: not JSON: no comma or ] after a row at column 11"),
+        (b'[{"a": 1},\n{"a": "x', ":2: not JSON: Unterminated string starting at at column 7"),
+        (b'[{"a": 1}] []', ":1: not JSON: something follows the array at column 12"),
+    ],
+)
+def test_what_is_wrong_is_found_whatever_the_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, content: bytes, expected: str
+):
+    path = write(tmp_path / "a.json", content)
+    monkeypatch.setattr(json_file, "_PIECE", piece)
+    with pytest.raises(DataError) as caught:
+        list(reader.read(File(path=str(path))))
+    assert str(caught.value).removeprefix(str(path)).startswith(expected)
+
+
+def test_a_source_is_cut_the_same_way_each_time_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reader, "_CHUNK_BYTES", 400)
+    monkeypatch.setattr(reader, "_CHUNK_ROWS", 3)
+    rows = [{"n": number, "text": "x" * (number * 13 % 90)} for number in range(40)]
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "folder").mkdir()
+    for part in (0, 1):
+        parquet.write_table(
+            pyarrow.Table.from_pylist(rows[part * 20 : part * 20 + 20]), tmp_path / f"folder/{part}.parquet"
+        )
+    files = [
+        write(tmp_path / "a.jsonl", jsonl(rows)),
+        write(tmp_path / "a.jsonl.gz", jsonl(rows)),
+        write(tmp_path / "a.json", json.dumps(rows)),
+        tmp_path / "folder",
+    ]
+    for path in files:
+        cut = list(reader.chunks(File(path=str(path))))
+        assert len(cut) > 5 and cut[-1].share == 1.0
+        assert [each.share for each in cut] == sorted(each.share for each in cut)
+        assert [row for each in cut for _, row in reader.decode(each)] == rows
+        again = list(reader.chunks(File(path=str(path))))
+        assert [len(each.rows) for each in again] == [len(each.rows) for each in cut]
+        assert [row for _, row in reader.read(File(path=str(path), limit=7))] == rows[:7]
+    assert reader.fingerprint(File(path=str(files[0]))) == reader.fingerprint(File(path=str(files[0])))
+    before = reader.fingerprint(File(path=str(tmp_path / "folder")))
+    parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), tmp_path / "folder/2.parquet")
+    assert reader.fingerprint(File(path=str(tmp_path / "folder"))) != before
+
+
+def test_rows_before_a_broken_end_are_read_first(tmp_path: Path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": broken}\n' * 1000)[:-9])
+    with pytest.raises(DataError, match=":2: not JSON"):
+        list(reader.read(File(path=str(path))))

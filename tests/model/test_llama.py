@@ -170,6 +170,8 @@ POSITIONS = [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3, 1, 2, 0, 1]
 
 
 def is_visible(query: int, key: int, window: int | None) -> bool:
+    if SEGMENTS[query] == 0:
+        return query == key  # padding sees nothing; what it depends on is itself, past the attention
     if SEGMENTS[query] != SEGMENTS[key] or key > query or BRANCHES[key] not in (0, BRANCHES[query]):
         return False
     return window is None or POSITIONS[query] - POSITIONS[key] < window
@@ -179,7 +181,7 @@ def is_visible(query: int, key: int, window: int | None) -> bool:
 def test_a_token_depends_on_what_the_rule_lets_it_see_and_on_nothing_else(
     implementation: attention.Implementation, window: int | None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(attention, "_SMALLEST_BLOCK", 5)  # three blocks and a rest
+    monkeypatch.setattr(attention.blocks, "_BLOCK", 5)  # three blocks and a rest
     # Through several layers a window reaches further than its width; without one the rule is the same at any depth.
     config = dataclasses.replace(SMALL_LLAMA, sliding_window=window, num_layers=1 if window else 2)
     parameters = random_parameters(config)
@@ -198,10 +200,8 @@ def test_a_token_depends_on_what_the_rule_lets_it_see_and_on_nothing_else(
     assert np.array_equal(depends, np.array(expected))
 
 
-# Rows longer than `saved` recompute their blocks for the backward pass.
-@pytest.mark.parametrize(("window", "saved"), [(None, 1024), (40, 100)])
-def test_blocked_attention_equals_dense(window: int | None, saved: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "_SAVED_ROW", saved)
+@pytest.mark.parametrize("window", [None, 40])
+def test_blocked_attention_equals_dense(window: int | None):
     length = 300
     heads, groups, width = 4, 2, 8
     random = np.random.default_rng(3)
@@ -222,9 +222,7 @@ def test_blocked_attention_equals_dense(window: int | None, saved: int, monkeypa
 
     @partial(jax.jit, static_argnums=0)
     def run(implementation: attention.Implementation):
-        def attend(queries, keys, values):
-            return attention.attend(queries, keys, values, places, window, implementation)
-
+        attend = attention.over(places, window, implementation)
         output, pull = jax.vjp(attend, queries_BTHK, keys_BTGK, values_BTGK)
         return output, *pull(jnp.asarray(cotangent))
 

@@ -51,15 +51,11 @@ def sees_before(config: llama.Config, monkeypatch: pytest.MonkeyPatch) -> scores
     """A score whose tokens see the segments before theirs."""
     sound = attention.visible
 
-    def visible(queries, keys, first_query, window):
-        return sound(
-            queries._replace(segments=queries.segments * 0 + 1),
-            keys._replace(segments=keys.segments * 0 + 1),
-            first_query,
-            window,
-        )
+    def visible(queries, keys, *others):
+        one = (side._replace(segments=side.segments * 0 + 1) for side in (queries, keys))
+        return sound(*one, *others)
 
-    monkeypatch.setattr(attention, "visible", visible)
+    monkeypatch.setattr(attention.blocks, "visible", visible)
     return scores.compiled(config, llama.Compute())
 
 

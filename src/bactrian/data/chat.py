@@ -21,29 +21,31 @@ and the answer `Hello` it reads, after BOS if the tokenizer itself begins with o
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bactrian.data import template
-from bactrian.data.records import ROLES, Conversation, Example, Message, Messages, Preference
-from bactrian.data.tokenizer import Tokenizer
+from bactrian.data.records import ROLES, Conversation, Example, Message, Messages, Preference, Record
+from bactrian.data.tokenizer import Cut, Tokenizer
 from bactrian.errors import ChatError
 
 Format = Literal["tulu", "model"]
 Learn = Literal["all", "last"]
 
 # Part of every fingerprint: raise it when the same messages come to give other ids or another mask.
-_VERSION = 1
+_VERSION = 2
 
 
 class _Rendering(NamedTuple):
     """A conversation before it is cut. Places are characters of the text with special tokens written out."""
 
-    pieces: list[str | int]  # texts and special tokens' ids, as `Tokenizer.encode_pieces` takes them
+    pieces: list[str | int]  # texts and special tokens' ids, as `Tokenizer.encode_many` takes them
     learnt: list[tuple[int, int]]  # what is learnt: from, up to
     answer: int  # where what the last assistant's turn says begins
 
@@ -74,8 +76,16 @@ class Chat:
 
         The first token is never learnt: nothing comes before it. Raises `ChatError` if no turn is an assistant's.
         """
-        encoded = self._encode(messages)
+        (encoded,) = self._encode([messages])
+        if isinstance(encoded, ChatError):
+            raise encoded
         return encoded.ids, encoded.learn
+
+    def render_many(self, records: Sequence[Record]) -> list[Example | ChatError]:
+        """The example of each record, or why it cannot be rendered: as one by one, and far faster."""
+        paths = [record.branches if isinstance(record, Preference) else (record.messages,) for record in records]
+        encoded = iter(self._encode(list(chain.from_iterable(paths))))
+        return [_example(record, [next(encoded) for _ in each]) for record, each in zip(records, paths, strict=True)]
 
     def prompt(self, messages: Messages) -> np.ndarray:
         """Ids, int32 [N], of the conversation so far and the header that asks for an assistant's turn."""
@@ -90,11 +100,7 @@ class Chat:
         return self._pieces(self._text(disguised, generate=True), back)
 
     def render_conversation(self, conversation: Conversation) -> Example:
-        try:
-            ids, learn = self.render(conversation.messages)
-        except ChatError as error:
-            raise ChatError(f"{conversation.where}: {error}") from error
-        return Example(ids, learn)
+        return self._one(conversation)
 
     def render_preference(self, preference: Preference) -> Example:
         """The tokens that all branches begin with, then each branch's own.
@@ -102,24 +108,13 @@ class Chat:
         What is shared is the common beginning of the branches' prompts, token for token and flag for flag, as they
         stand in the whole renderings; it stops where the first answer begins, even if the answers begin alike.
         """
-        try:
-            if any(not branch or branch[-1].role != "assistant" for branch in preference.branches):
-                raise ChatError("a branch does not end in an assistant's turn; give each its answer")
-            branches = [self._encode(branch) for branch in preference.branches]
-        except ChatError as error:
-            raise ChatError(f"{preference.where}: {error}") from error
-        first = branches[0]
-        shared = min(branch.answer for branch in branches)
-        for branch in branches[1:]:
-            same = (branch.ids[:shared] == first.ids[:shared]) & (branch.learn[:shared] == first.learn[:shared])
-            shared = shared if same.all() else int(same.argmin())
-        own = [len(branch.ids) - shared for branch in branches]
-        starts = tuple(shared + sum(own[:index]) for index in range(len(own)))
-        return Example(
-            np.concatenate([first.ids[:shared], *(branch.ids[shared:] for branch in branches)]),
-            np.concatenate([first.learn[:shared], *(branch.learn[shared:] for branch in branches)]),
-            starts,
-        )
+        return self._one(preference)
+
+    def _one(self, record: Record) -> Example:
+        (example,) = self.render_many([record])
+        if isinstance(example, ChatError):
+            raise example
+        return example
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -146,28 +141,62 @@ class Chat:
             return self.tokenizer.chat_template
         return ("{{ bos_token }}" if self.tokenizer.prefix_ids else "") + _TULU_JINJA
 
-    def _encode(self, messages: Messages) -> _Encoded:
-        _check(messages)
-        if all(message.role != "assistant" for message in messages):
-            raise ChatError("no turn is an assistant's, so there is nothing to learn; drop the row or add an answer")
-        rendering = _tulu(self.tokenizer, messages, self.learn) if self.format == "tulu" else self._model(messages)
-        if not rendering.pieces:
-            raise ChatError('the chat template writes nothing for these messages; use chat = "tulu"')
-        ids, spans = self.tokenizer.encode_pieces(rendering.pieces)
+    def _encode(self, batch: Sequence[Messages]) -> list[_Encoded | ChatError]:
+        renderings = [self._rendering(messages) for messages in batch]
+        good = [each.pieces for each in renderings if not isinstance(each, ChatError)]
+        cuts = iter(self.tokenizer.encode_many(good))
+        return [each if isinstance(each, ChatError) else self._marked(each, next(cuts)) for each in renderings]
+
+    def _marked(self, rendering: _Rendering, cut: Cut) -> _Encoded:
+        """The ids of a rendering, which of them are learnt, and where the last answer begins."""
+        places = self._in_bytes(rendering, cut)
         # A token that is no character of its own (a space put in front) goes with the character that follows.
-        begins, ends = spans[:, 0], np.maximum(spans[:, 1], spans[:, 0] + 1)
-        learnt = np.zeros(int(max(ends.max(), *(end for _, end in rendering.learnt))) + 1, np.int64)
-        for begin, end in rendering.learnt:
-            learnt[begin + 1 : end + 1] = 1
-        before = learnt.cumsum()  # before[c]: how many of the characters in front of character c are learnt
-        learn = before[ends] > before[begins]
-        learn[0] = False
-        answer = int((ends <= rendering.answer).sum())
-        return _Encoded(ids, learn, answer)
+        ends = np.maximum(cut.ends, cut.begins + 1)
+        learnt = [(places[begin], places[end]) for begin, end in rendering.learnt if begin < end]
+        learn = np.zeros(len(cut.ids), bool)
+        if learnt:
+            froms, tos = np.array(learnt).T
+            following = np.minimum(np.searchsorted(tos, cut.begins, side="right"), len(tos) - 1)
+            learn = (froms[following] < ends) & (tos[following] > cut.begins)
+            learn[0] = False
+        return _Encoded(cut.ids, learn, int((ends <= places[rendering.answer]).sum()))
+
+    def _in_bytes(self, rendering: _Rendering, cut: Cut) -> dict[int, int]:
+        """The places of a rendering, which are characters, in bytes of the cut's string."""
+        wanted = sorted({rendering.answer, *chain.from_iterable(rendering.learnt)})
+        places: dict[int, int] = {}
+        at = 0
+        for piece, start in zip(rendering.pieces, cut.starts.tolist(), strict=True):
+            text = piece if isinstance(piece, str) else self.tokenizer.written(piece)
+            while len(places) < len(wanted) and (place := wanted[len(places)]) <= at + len(text):
+                inside = place - at
+                places[place] = start + (inside if text.isascii() else len(text[:inside].encode()))
+            at += len(text)
+        return places
+
+    def _rendering(self, messages: Messages) -> "_Rendering | ChatError":
+        try:
+            _check(messages)
+            if all(message.role != "assistant" for message in messages):
+                raise ChatError(
+                    "no turn is an assistant's, so there is nothing to learn; drop the row or add an answer"
+                )
+            whole = _tulu(self.tokenizer, messages, self.learn) if self.format == "tulu" else self._model(messages)
+            if not whole.pieces:
+                raise ChatError('the chat template writes nothing for these messages; use chat = "tulu"')
+        except ChatError as error:
+            return error
+        return whole
 
     def _model(self, messages: Messages) -> _Rendering:
-        """The template's text, in which a turn spans what it adds to the header that asks for it."""
+        """The template's text, in which a turn spans what it adds to the header that asks for it, or what the template
+        itself marks as generated."""
         disguised, back = template.disguise(messages, self.tokenizer.special, self.jinja())
+        if template.has_marks(self.jinja()):
+            text, spans = template.render_marked(self.jinja(), disguised, self._tokens)
+            if not spans:
+                raise ChatError("the chat template marks nothing of these messages to be learnt; drop the row")
+            return _Rendering(self._pieces(text, back), spans if self.learn == "all" else spans[-1:], spans[-1][0])
         text = self._text(disguised)
         turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
         spans = [self._turn(text, disguised, turn) for turn in (turns if self.learn == "all" else turns[-1:])]
@@ -187,17 +216,22 @@ class Chat:
         return len(header), max((match.end() for match in specials), default=len(turn))
 
     def _text(self, messages: Messages, generate: bool = False) -> str:
-        tokens = {"bos_token": self.tokenizer.bos_text, "eos_token": self.tokenizer.eos_text}
-        return template.render(self.jinja(), messages, tokens, generate)
+        return template.render(self.jinja(), messages, self._tokens, generate)
+
+    @cached_property
+    def _tokens(self) -> dict[str, str]:
+        return {"bos_token": self.tokenizer.bos_text, "eos_token": self.tokenizer.eos_text}
 
     def _pieces(self, text: str, back: dict[int, str]) -> list[str | int]:
         """The text cut at its special tokens, with the contents' own characters given back."""
         pieces: list[str | int] = []
         at = 0
         for match in self._special.finditer(text):
-            pieces += [text[at : match.start()].translate(back), self.tokenizer.special[match.group()]]
+            pieces += [text[at : match.start()], self.tokenizer.special[match.group()]]
             at = match.end()
-        return [piece for piece in [*pieces, text[at:].translate(back)] if piece != ""]
+        given_back = (piece.translate(back) if back and isinstance(piece, str) else piece for piece in pieces)
+        last = text[at:].translate(back) if back else text[at:]
+        return [piece for piece in [*given_back, last] if piece != ""]
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -212,6 +246,27 @@ class Chat:
         begin, end = self._turn(self._text(messages), messages, 1)
         found = [match.group() for match in self._special.finditer(self._text(messages), begin, end)]
         return tuple(self.tokenizer.special[text] for text in found[-1:])
+
+
+def _example(record: Record, branches: Sequence[_Encoded | ChatError]) -> Example | ChatError:
+    if isinstance(record, Preference) and any(not turns or turns[-1].role != "assistant" for turns in record.branches):
+        return ChatError(f"{record.where}: a branch does not end in an assistant's turn; give each its answer")
+    good = [branch for branch in branches if not isinstance(branch, ChatError)]
+    wrong = next((branch for branch in branches if isinstance(branch, ChatError)), None)
+    if wrong is not None:
+        return ChatError(f"{record.where}: {wrong}")
+    if not isinstance(record, Preference):
+        return Example(good[0].ids, good[0].learn)
+    first, shared = good[0], min(branch.answer for branch in good)
+    for branch in good[1:]:
+        same = (branch.ids[:shared] == first.ids[:shared]) & (branch.learn[:shared] == first.learn[:shared])
+        shared = shared if same.all() else int(same.argmin())
+    own = [len(branch.ids) - shared for branch in good]
+    return Example(
+        np.concatenate([first.ids[:shared], *(branch.ids[shared:] for branch in good)]),
+        np.concatenate([first.learn[:shared], *(branch.learn[shared:] for branch in good)]),
+        tuple(shared + sum(own[:index]) for index in range(len(own))),
+    )
 
 
 def _check(messages: Messages) -> None:

@@ -5,33 +5,31 @@ learn.npy    bool, beside the tokens               starts.npy   int32 [examples,
 ledger.json  what became of every row and token
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from bactrian.data import packing, screen, sources
+from bactrian.data import screen, tokenizing, workers
 from bactrian.data.chat import Chat
-from bactrian.data.records import Conversation, Example, Preference
+from bactrian.data.records import Example, Preference, Record
+from bactrian.data.screen import Ledger
+from bactrian.data.sources import reader
+from bactrian.data.tokenizing import Limits, examples
 from bactrian.errors import DataError
 from bactrian.recipe import Source
-from bactrian.run import replacing, write_json
+from bactrian.run import replacing, write_json, writing
 
-VERSION = 1  # of the code that makes examples; a change of what it makes changes the number
+__all__ = ["VERSION", "Corpus", "Limits", "build", "examples", "render"]
 
-Record = Conversation | Preference
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an example may measure: `max_length` tokens on one path, `row_length` places in all."""
-
-    max_length: int
-    row_length: int
+VERSION = 2  # of the code that makes examples; a change of what it makes changes the number
 
 
 class Corpus:
@@ -60,41 +58,52 @@ class Corpus:
         return max(1, self._starts.shape[1])
 
     def places(self) -> np.ndarray:
-        """How many places of a row each example takes, int64 [examples]."""
-        lengths = np.diff(self._offsets)
-        return np.array([packing.places(int(n), s) for n, s in zip(lengths, self._starts.tolist(), strict=True)])
+        """How many places of a row each example takes, int64 [examples]: `packing.places` of each."""
+        lengths, starts = np.diff(self._offsets), self._starts
+        if not starts.shape[1]:
+            return lengths - 1
+        shared, branches = starts[:, 0].astype(np.int64), starts.shape[1]
+        copies = np.where(shared > 0, branches, 0)
+        return np.maximum(shared - 1, 0) + lengths - shared + copies - branches
 
     def learned(self) -> np.ndarray:
-        """How many places of a row each example learns the target of, int64 [examples]."""
-        return np.array([int(packing.lay_out(self[index]).learn.sum()) for index in range(len(self))])
+        """How many places of a row each example learns the target of, int64 [examples].
+
+        That is every learnt token but those that nothing comes before: the first, or where nothing is shared the first
+        of each branch.
+        """
+        if not len(self):
+            return np.zeros(0, np.int64)
+        begins = self._offsets[:-1]
+        learned = np.add.reduceat(self._learn, begins, dtype=np.int64)
+        if not self._starts.shape[1]:
+            return learned - self._learn[begins]
+        shared = self._starts[:, 0] > 0
+        firsts = self._learn[begins[:, None] + self._starts]
+        return learned - np.where(shared, self._learn[begins], firsts.sum(axis=1))
 
 
-def build(data: Sequence[Source], chat: Chat, limits: Limits, max_dropped: float, root: Path) -> Corpus:
-    """The corpus of some sources: opened if `root` has it, else tokenized. Raises `DataError`."""
+def build(
+    data: Sequence[Source], chat: Chat, limits: Limits, max_dropped: float, root: Path, processes: int | None = None
+) -> Corpus:
+    """The corpus of some sources: opened if `root` has it, else tokenized, by a process for each core. Raises
+    `DataError`. What is cut short goes on where it was."""
     key = _key(data, chat, limits)
     folder = root / "corpora" / key
     if not (folder / "ledger.json").exists():
-        with replacing(folder) as temporary:
-            temporary.mkdir()
-            _write(temporary, data, chat, limits)
+        with _parts_folder(folder) as parts:
+            if not (folder / "ledger.json").exists():
+                files = tokenizing.parts(data, chat, limits, parts, processes or workers.cores())
+                with replacing(folder) as temporary:
+                    temporary.mkdir()
+                    _write(temporary, data, files)
+            shutil.rmtree(parts)
     corpus = Corpus(folder)
     for source, entry in zip(data, corpus.ledger["sources"], strict=True):
         screen.Ledger(entry["read"], entry["kept"], entry["dropped"]).check(max_dropped, source.path)
     if not len(corpus):
         raise DataError(f"{', '.join(source.path for source in data)}: no row can be used; the ledger is in {folder}")
     return corpus
-
-
-def examples(records: Iterable[Record], chat: Chat, limits: Limits) -> Iterator[Example | str]:
-    """Each record's example, or the reason why it cannot be used."""
-    for record in records:
-        reason = screen.unusable(record)
-        if reason is None:
-            example = render(record, chat)
-            reason = _misfit(example, limits)
-            yield example if reason is None else reason
-        else:
-            yield reason
 
 
 def render(record: Record, chat: Chat) -> Example:
@@ -104,48 +113,63 @@ def render(record: Record, chat: Chat) -> Example:
     return chat.render_conversation(record)
 
 
-def _misfit(example: Example, limits: Limits) -> str | None:
-    paths = [example.branch(b) for b in range(len(example.starts))] or [(example.tokens, example.learn)]
-    if max(len(tokens) for tokens, _ in paths) > limits.max_length:
-        return "too_long"
-    if packing.places(len(example.tokens), example.starts) > limits.row_length:
-        return "longer_than_a_row"
-    if not all(learn[1:].any() for _, learn in paths):
-        return "nothing_to_learn"
-    return None
+@contextmanager
+def _parts_folder(folder: Path) -> Iterator[Path]:
+    """Where the parts of a corpus are kept until it is whole; one process at a time."""
+    parts = folder.with_name(f".{folder.name}.parts")
+    with writing(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+    with parts.with_suffix(".lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        parts.mkdir(exist_ok=True)  # whoever held the lock may have been done with it
+        yield parts
 
 
-def _write(folder: Path, data: Sequence[Source], chat: Chat, limits: Limits) -> None:
-    tokens, learn, starts, offsets = [], [], [], [0]
-    entries = []
-    for source in data:
-        ledger = screen.Ledger()
-        for example in examples(sources.load(source), chat, limits):
-            if isinstance(example, str):
-                ledger.drop(example)
-                continue
-            ledger.keep()
-            tokens.append(example.tokens)
-            learn.append(example.learn)
-            starts.append(example.starts)
-            offsets.append(offsets[-1] + len(example.tokens))
-        entries.append({"path": source.path, "format": source.format, "licence": source.licence, **ledger.to_json()})
-    all_tokens = np.concatenate(tokens or [np.zeros(0, np.int32)])
-    all_learn = np.concatenate(learn or [np.zeros(0, bool)])
-    np.save(folder / "tokens.npy", all_tokens)
-    np.save(folder / "learn.npy", all_learn)
-    np.save(folder / "offsets.npy", np.array(offsets, np.int64))
-    branches = len(starts[0]) if starts else 0
-    np.save(folder / "starts.npy", np.array(starts, np.int32).reshape(len(starts), branches))
-    totals = {"examples": len(starts), "tokens": len(all_tokens), "learned_tokens": int(all_learn.sum())}
+def _write(folder: Path, data: Sequence[Source], files: Sequence[Sequence[Path]]) -> None:
+    """The parts, end to end, one in memory at a time."""
+    offsets, starts, entries = [np.zeros(1, np.int64)], [], []
+    count = learned = 0
+    with (folder / "tokens.npy").open("wb") as tokens, (folder / "learn.npy").open("wb") as learn:
+        for file, kind in ((tokens, np.int32), (learn, np.bool_)):
+            _write_header(file, np.dtype(kind), 0)
+        for source, paths in zip(data, files, strict=True):
+            ledger = Ledger()
+            for part in map(tokenizing.read, paths):
+                ledger.add(part.ledger)
+                offsets.append(count + part.lengths.cumsum())
+                starts.append(part.starts)
+                part.tokens.tofile(tokens)
+                part.learn.tofile(learn)
+                count, learned = count + len(part.tokens), learned + int(part.learn.sum())
+            entry = {"path": source.path, "format": source.format, "licence": source.licence}
+            entries.append({**entry, **ledger.to_json()})
+        for file, kind in ((tokens, np.int32), (learn, np.bool_)):
+            file.seek(0)
+            _write_header(file, np.dtype(kind), count)
+    np.save(folder / "offsets.npy", np.concatenate(offsets))
+    whole = _joined([each for each in starts if len(each)], data)
+    np.save(folder / "starts.npy", whole)
+    totals = {"examples": len(whole), "tokens": count, "learned_tokens": learned}
     write_json(folder / "ledger.json", {"sources": entries, **totals})
 
 
+def _joined(starts: Sequence[np.ndarray], data: Sequence[Source]) -> np.ndarray:
+    if len({each.shape[1] for each in starts}) > 1:
+        paths = ", ".join(source.path for source in data)
+        raise DataError(f"{paths}: rows have different numbers of answers; train on one number at a time")
+    return np.concatenate(starts) if starts else np.zeros((0, 0), np.int32)
+
+
+def _write_header(file: BinaryIO, kind: np.dtype, length: int) -> None:
+    """The header of a .npy file; numpy makes it equally long for every length, so that it can be written again."""
+    described = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, described)
+
+
 def _key(data: Sequence[Source], chat: Chat, limits: Limits) -> str:
+    """Equal for two corpora only if they have the same bytes."""
     digest = hashlib.sha256(json.dumps([VERSION, chat.fingerprint, asdict(limits)]).encode())
     for source in data:
-        digest.update(json.dumps([source.path, source.format, source.licence]).encode())
-        for record in sources.load(source):
-            paths = record.branches if isinstance(record, Preference) else (record.messages,)
-            digest.update(json.dumps([[(m.role, m.content) for m in path] for path in paths]).encode())
+        described = [source.path, source.format, source.licence, source.limit, reader.fingerprint(source)]
+        digest.update(json.dumps(described).encode())
     return digest.hexdigest()[:32]

@@ -6,7 +6,7 @@ branch. The last shared token predicts a different token on each branch, so each
 at its own position.
 """
 
-import bisect
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -16,7 +16,7 @@ import numpy as np
 from bactrian.data.records import Batch, Example
 from bactrian.errors import DataError
 
-_LENGTHS = 8  # candidate row lengths: eighths of the capacity
+_LENGTHS = 16  # candidate row lengths: sixteenths of the capacity
 _GRAIN = 64  # row lengths are multiples of this
 _ROW_COST = 64  # what one more row costs beside its places, in places: few long rows beat many short ones
 _SAMPLED_UPDATES = 200  # enough to choose a row length by
@@ -173,8 +173,8 @@ def _best_length(
 ) -> int:
     step = max(1, len(order) // _SAMPLED_UPDATES)
     best = (np.inf, capacity)
-    for eighths in range(1, _LENGTHS + 1):
-        length = min(capacity, -(-capacity * eighths // (_LENGTHS * _GRAIN)) * _GRAIN)
+    for part in range(1, _LENGTHS + 1):
+        length = min(capacity, -(-capacity * part // (_LENGTHS * _GRAIN)) * _GRAIN)
         if length < longest:
             continue
         rows = [len(_pack(lengths, batch, length)) for batch in order[::step]]
@@ -184,17 +184,25 @@ def _best_length(
 
 
 def _pack(lengths: np.ndarray, batch: np.ndarray, row_length: int) -> tuple[tuple[int, ...], ...]:
-    """Best fit, longest first: each example goes where least room is left after it."""
+    """Best fit, longest first: each example goes where least room is left after it, to the first such row."""
+    own = lengths[batch]
+    ordered = np.lexsort((batch, -own))
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (places left, row), ascending
-    for example in sorted(batch.tolist(), key=lambda index: (-lengths[index], index)):
-        length = int(lengths[example])
-        slot = bisect.bisect_left(room, (length, -1))
-        if slot == len(room):
-            rows.append([])
-            left, row = row_length, len(rows) - 1
+    waiting: dict[int, list[int]] = {}  # places left → rows that have so many, a heap
+    # Bit n is set where rows with n places left wait: the least that is enough is found in one step, however many.
+    rooms = 0
+    for example, length in zip(batch[ordered].tolist(), own[ordered].tolist(), strict=True):
+        enough = rooms >> length
+        if enough:
+            room = length + (enough & -enough).bit_length() - 1
+            row = heapq.heappop(waiting[room])
+            if not waiting[room]:
+                rooms ^= 1 << room
         else:
-            left, row = room.pop(slot)
+            rows.append([])
+            room, row = row_length, len(rows) - 1
         rows[row].append(example)
-        bisect.insort(room, (left - length, row))
+        left = room - length
+        heapq.heappush(waiting.setdefault(left, []), row)
+        rooms |= 1 << left
     return tuple(tuple(row) for row in rows)

@@ -16,10 +16,10 @@ import numpy as np
 
 from bactrian.data import packing, sharing
 
-_AT_ONCE = 4096  # places in a batch
-_LENGTHS = tuple(base << shift for shift in range(7) for base in (256, 384))
-_ATTENTION_FREE = 3500.0  # places of a row at which attention costs twice what the rest does, measured on a CPU
-_GROUP_COST = 2048  # places that a group of its own wastes: half a batch, in the mean
+_LENGTHS = tuple(base << shift for shift in range(9) for base in (64, 80, 96, 112))  # of rows
+_ATTENTION_FREE = 2700.0  # places of a row that take twice as long as those of the shortest, measured on a CPU
+_BATCH_COST = 20  # places that could be read in the time that a batch takes beside its places
+_SMALLEST_CLASS = 8  # segments up to so many places, as a power of two, share rows whatever their lengths
 _FEWEST_ASKED = 64
 
 
@@ -74,25 +74,28 @@ class _Segment(NamedTuple):
     length: int
 
 
-def batches(requests: Sequence[Request]) -> list[Batches]:
-    """All requests, each in one batch, or in several where it has very many continuations."""
+def batches(requests: Sequence[Request], at_once: int) -> list[Batches]:
+    """All requests, in batches of about `at_once` places, a request in one, or in more if it would fill them."""
     found = []
-    for group in sharing.groups([request.context for request in requests], _GROUP_COST):
-        segments = [segment for index in group.members for segment in _segments(index, requests[index], group.shared)]
+    # A group of its own wastes half a batch, in the mean.
+    for group in sharing.groups([request.context for request in requests], at_once // 2):
+        segments = [
+            segment for index in group.members for segment in _segments(index, requests[index], group.shared, at_once)
+        ]
         rows = []
         for alike in _by_size(segments):
-            rows += [_fill(batch, requests, length) for length, batch in _pack(alike)]
+            rows += [_fill(batch, requests, length) for length, batch in _pack(alike, at_once)]
         found.append(Batches(requests[group.members[0]].context[: group.shared], rows))
     return found
 
 
-def _segments(index: int, request: Request, shared: int) -> list[_Segment]:
+def _segments(index: int, request: Request, shared: int, at_once: int) -> list[_Segment]:
     """The request as one segment; as several if it would fill a batch."""
     context = request.context[shared:]
     found, own, length = [], [], len(context)
     for number, continuation in enumerate(request.continuations):
         added = len(continuation) - 1
-        if own and length + added > _AT_ONCE:
+        if own and length + added > at_once:
             found.append(_Segment(index, context, tuple(own), length))
             own, length = [], len(context)
         own.append(number)
@@ -104,11 +107,11 @@ def _by_size(segments: list[_Segment]) -> list[list[_Segment]]:
     """Short ones apart from long ones, so that a long one does not make everybody's rows long."""
     classes: dict[int, list[_Segment]] = {}
     for segment in segments:
-        classes.setdefault(max(9, (segment.length - 1).bit_length()), []).append(segment)
+        classes.setdefault(max(_SMALLEST_CLASS, (segment.length - 1).bit_length()), []).append(segment)
     return [classes[size] for size in sorted(classes, reverse=True)]
 
 
-def _pack(segments: list[_Segment]) -> list[tuple[int, list[list[_Segment]]]]:
+def _pack(segments: list[_Segment], at_once: int) -> list[tuple[int, list[list[_Segment]]]]:
     """Batches of rows, each row a list of segments, with their row length: the one that costs least."""
     lengths = np.array([segment.length for segment in segments])
     everything = [np.arange(len(segments))]
@@ -117,12 +120,13 @@ def _pack(segments: list[_Segment]) -> list[tuple[int, list[list[_Segment]]]]:
     best: tuple[float, int, tuple[tuple[int, ...], ...]] | None = None
     for length in fitting or [-(-longest // 1024) * 1024]:
         rows = packing.plan(lengths, everything, length, 1, 1, row_length=length).updates[0]
-        cost = len(rows) * length * (1 + length / _ATTENTION_FREE)
+        batch_count = -(-len(rows) // max(1, at_once // length))
+        cost = len(rows) * length * (1 + length / _ATTENTION_FREE) + _BATCH_COST * batch_count
         if best is None or cost < best[0]:
             best = cost, length, rows
     assert best is not None
     _, length, rows = best
-    count = max(1, _AT_ONCE // length)
+    count = max(1, at_once // length)
     filled = [[segments[index] for index in row] for row in rows]
     return [(length, filled[start : start + count]) for start in range(0, len(filled), count)]
 

@@ -4,7 +4,7 @@ A row of a source becomes a `Conversation` or a `Preference`; a chat format make
 examples side by side in the rows of a `Batch`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,10 +26,15 @@ Messages = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages to learn from; `where` names the file and row they came from."""
+    """Messages to learn from; `where` names the file and row they came from.
+
+    id and dataset: what the row itself says of its name and its origin; empty where it says nothing.
+    """
 
     messages: Messages
     where: str
+    id: str = field(default="", compare=False)
+    dataset: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,32 @@ class Preference:
     """Answers to one prompt, best first.
 
     Each branch is a whole conversation that ends in an assistant's turn, its answer; the messages before it are its
-    prompt. A pair has two branches, a ranking of k answers has k.
+    prompt. A pair has two branches, a ranking of k answers has k. `id` and `dataset` as those of a conversation.
+
+    scores: how good each answer was said to be; empty where nobody said.
     """
 
     branches: tuple[Messages, ...]
+    where: str
+    id: str = field(default="", compare=False)
+    dataset: str = field(default="", compare=False)
+    scores: tuple[float, ...] = field(default=(), compare=False)
+
+
+Record = Conversation | Preference
+
+
+class Dropped(NamedTuple):
+    """A row, or a part of one, that becomes no record: `reason` is its name in the ledger."""
+
+    reason: str
+    where: str
+
+
+class Noted(NamedTuple):
+    """Something in a row that the ledger counts and that makes nobody drop it: `what` is its name there."""
+
+    what: str
     where: str
 
 

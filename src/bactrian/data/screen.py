@@ -38,6 +38,13 @@ class Ledger:
         self.read += 1
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
+    def add(self, other: "Ledger") -> None:
+        """Count in what another ledger counted."""
+        self.read += other.read
+        self.kept += other.kept
+        for reason, count in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
     def to_json(self) -> dict[str, Any]:
         return {"read": self.read, "kept": self.kept, "dropped": self.dropped}
 

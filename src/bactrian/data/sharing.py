@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SHORTEST = 16  # tokens; a shorter beginning costs more to look back at than it saves
+_SHORTEST = 8  # tokens; a shorter beginning costs more to look back at than it saves
 
 
 class Group(NamedTuple):

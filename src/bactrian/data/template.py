@@ -6,13 +6,14 @@ as a special token, its first character is swapped for a private one until the t
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, ClassVar, NamedTuple
 
 import jinja2
+from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
@@ -20,6 +21,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bactrian.data.records import Message, Messages
 from bactrian.errors import ChatError
+
+_BEGIN, _END = "generation_begins", "generation_ends"  # what a template writes around a mark, if it is given them
+
+
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class _Generation(Extension):
@@ -29,7 +35,9 @@ class _Generation(Extension):
 
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        begin, end = (nodes.Output([nodes.Name(name, "load")]) for name in (_BEGIN, _END))
+        return [begin, *body, end]
 
 
 def _raise(message: str) -> None:
@@ -66,6 +74,33 @@ def render(template: str, messages: Messages, tokens: dict[str, str], generate: 
         ) from error
 
 
+def has_marks(template: str) -> bool:
+    """Whether a template marks what a model wrote."""
+    return _MARK.search(template) is not None
+
+
+def render_marked(template: str, messages: Messages, tokens: dict[str, str]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and the spans of it that the template marks. Raises `ChatError` as `render` does."""
+    begin, end = islice(_private([template, *tokens.values(), *(message.content for message in messages)]), 2)
+    written = render(template, messages, {**tokens, _BEGIN: begin, _END: end}, generate=False)
+    pieces: list[str] = []
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for part in written.split(begin):
+        marked, closed, after = part.partition(end)
+        if closed:
+            spans.append((at, at + len(marked)))
+        pieces += [marked, after]
+        at += len(marked) + len(after)
+    return "".join(pieces), spans
+
+
+def _private(texts: Sequence[str]) -> Iterator[str]:
+    """Characters that stand for nothing, and are in none of the texts."""
+    characters = map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
+    return (char for char in characters if not any(char in text for text in texts))
+
+
 class Disguise(NamedTuple):
     """Messages in which no special token can be read, and the table that gives their characters back."""
 
@@ -83,8 +118,7 @@ def disguise(messages: Messages, special: Collection[str], template: str) -> Dis
     if not any(places):
         return Disguise(messages, {})
     swapped = sorted({message.content[i] for message, found in zip(messages, places, strict=True) for i in found})
-    taken = set(chain(template, *special, *(message.content for message in messages)))
-    free = (chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in taken)
+    free = _private([template, *special, *(message.content for message in messages)])
     swap = dict(zip(swapped, free, strict=False))
     disguised = tuple(
         Message(message.role, "".join(swap[c] if i in found else c for i, c in enumerate(message.content)))

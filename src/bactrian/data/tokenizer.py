@@ -11,20 +11,34 @@ tokenizer.json.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Engine
 
-from bactrian.data import gguf_tokenizer
+from bactrian.data import gguf_tokenizer, plain_text, words
+from bactrian.data.plain_text import Json, canonical
 from bactrian.errors import ModelError
 
-Json = dict[str, Any]
+
+class Cut(NamedTuple):
+    """Pieces as tokens. Places are bytes of the UTF-8 string in which special tokens are written out.
+
+    ids:    int32 [N].
+    begins: int64 [N], the first byte of each token, or of the first of its characters; ends: the one after its last.
+    starts: where each piece begins, int64 [pieces].
+    """
+
+    ids: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    starts: np.ndarray
+
 
 # What `\s` matches in the engine's regexes; Python's `str.strip()` takes four control characters more.
 _SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -114,12 +128,52 @@ class Tokenizer:
             else:
                 end = at + len(piece)
                 begin, text = self._trimmed(piece, pieces[index - 1 : index], pieces[index + 1 : index + 2])
-                first, later = _plain_engines(self.definition)
+                first, later = plain_text.engines(self.definition)
                 encoding = (first if at + begin == 0 else later).encode(text, add_special_tokens=False)
                 ids += encoding.ids
                 spans += [(at + begin + a, at + begin + b) for a, b in encoding.offsets]
             at = end
         return np.array(ids, np.int32), np.array(spans, np.int32).reshape(-1, 2)
+
+    def encode_many(self, batch: Sequence[Sequence[str | int]]) -> list[Cut]:
+        """What `encode_pieces` gives for each of many sequences, with places in bytes; far faster."""
+        prepared = [self._prepared(pieces) for pieces in batch]
+        texts = [(text, first) for pieces in prepared for _, text, first in pieces if isinstance(text, str)]
+        cut = iter(words.encode(self.definition, texts))
+        return [self._joined(pieces, given, cut) for pieces, given in zip(prepared, batch, strict=True)]
+
+    def _prepared(self, pieces: Sequence[str | int]) -> list[tuple[int, str | int, bool]]:
+        """Of each piece the bytes in front that a neighbour swallows, what is left, and whether it begins it all."""
+        prepared: list[tuple[int, str | int, bool]] = []
+        for index, piece in enumerate(pieces):
+            if isinstance(piece, int):
+                prepared.append((0, piece, False))
+            else:
+                begin, text = self._trimmed(piece, pieces[index - 1 : index], pieces[index + 1 : index + 2])
+                prepared.append((len(piece[:begin].encode()), text, index == 0 and begin == 0))
+        return prepared
+
+    def _joined(
+        self, prepared: list[tuple[int, str | int, bool]], pieces: Sequence[str | int], cut: Iterator[words.Cut]
+    ) -> Cut:
+        ids, begins, ends, starts = [], [], [], []
+        at = 0
+        for (begin, piece, _), whole in zip(prepared, pieces, strict=True):
+            starts.append(at)
+            if isinstance(piece, int):
+                ids.append([piece])
+                begins.append([at])
+                at += len(self.written(piece).encode())
+                ends.append([at])
+            else:
+                found = next(cut)
+                ids.append(found.ids)
+                begins.append(found.begins + (at + begin))
+                ends.append(found.ends + (at + begin))
+                at += len(str(whole).encode())
+        columns = (np.concatenate(column) if column else np.zeros(0) for column in (ids, begins, ends))
+        first, second, third = columns
+        return Cut(first.astype(np.int32), second.astype(np.int64), third.astype(np.int64), np.array(starts, np.int64))
 
     def encode_text(self, text: str, add_bos: bool) -> np.ndarray:
         """Token ids of a plain text, int32 [N], after what the tokenizer itself puts in front if `add_bos`."""
@@ -140,7 +194,7 @@ class Tokenizer:
         """A tokenizer that has these special tokens too, with the next free ids."""
         engine = Engine.from_str(self.definition)
         engine.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
-        return replace(self, definition=_canonical(json.loads(engine.to_str())))
+        return replace(self, definition=canonical(json.loads(engine.to_str())))
 
     def with_template(self, chat_template: str | None) -> "Tokenizer":
         return replace(self, chat_template=chat_template)
@@ -155,7 +209,7 @@ class Tokenizer:
 
     @property
     def _plain(self) -> Engine:
-        return _plain_engines(self.definition)[0]
+        return plain_text.engines(self.definition)[0]
 
     def _trimmed(self, text: str, before: Sequence[str | int], after: Sequence[str | int]) -> tuple[int, str]:
         """The text without the spaces that its neighbours swallow, and how many are gone in front."""
@@ -173,55 +227,6 @@ def _engine(definition: str) -> Engine:
     return Engine.from_str(definition)
 
 
-@lru_cache(maxsize=8)
-def _plain_engines(definition: str) -> tuple[Engine, Engine]:
-    """Engines that find no special token in a text: for the first thing in a sequence, and for what comes later."""
-    content = json.loads(definition)
-    _hide_special(content, secret=hashlib.sha256(definition.encode()).hexdigest())
-    engines = [Engine.from_str(_canonical(content))]
-    if _begin_as_later(content.get("pre_tokenizer")):
-        engines.append(Engine.from_str(_canonical(content)))
-    for engine in engines:
-        engine.encode_special_tokens = True
-    return engines[0], engines[-1]
-
-
-def _hide_special(definition: Json, secret: str) -> None:
-    """Renames special tokens, in place, to what no text holds; their ids stay."""
-    special = {token["content"]: token["id"] for token in definition["added_tokens"] if token["special"]}
-    hidden = {text: f"<{secret}:{i}>" for text, i in special.items()}
-    model = definition["model"]
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        model["vocab"] = {hidden.get(text, text): i for text, i in vocab.items()}
-    else:  # Unigram: a list of pieces and scores
-        model["vocab"] = [[hidden.get(text, text), score] for text, score in vocab]
-    if model.get("unk_token") in hidden:
-        model["unk_token"] = hidden[model["unk_token"]]
-    if "merges" in model:
-        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        model["merges"] = [pair for pair in pairs if hidden.keys().isdisjoint((*pair, "".join(pair)))]
-    for token in definition["added_tokens"]:
-        token["content"] = hidden.get(token["content"], token["content"])
-    definition["post_processor"] = None
-
-
-def _begin_as_later(step: Json | None) -> bool:
-    """Turns "a space in front of the first text" off, in place; False if it was not on."""
-    if step is None:
-        return False
-    if step["type"] == "Sequence":
-        return any([_begin_as_later(inner) for inner in step["pretokenizers"]])
-    if step["type"] != "Metaspace" or step.get("prepend_scheme") != "first":
-        return False
-    step["prepend_scheme"] = "never"
-    return True
-
-
-def _canonical(definition: Json) -> str:
-    return json.dumps(definition, ensure_ascii=False, separators=(",", ":"))
-
-
 def load(path: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder or a .gguf file; `ModelError` says what is missing or wrong."""
     path = Path(path)
@@ -235,7 +240,7 @@ def load(path: Path) -> Tokenizer:
     definition.update(truncation=None, padding=None)
     try:
         definition["added_tokens"] = _with_roles(definition, [bos_id, eos_id])
-        tokenizer = Tokenizer(_canonical(definition), eos_id, bos_id, pad_id, template)
+        tokenizer = Tokenizer(canonical(definition), eos_id, bos_id, pad_id, template)
         moved = [t for t in definition["added_tokens"] if tokenizer.engine.token_to_id(t["content"]) != t["id"]]
     except Exception as error:  # the engine raises nothing narrower for a definition it cannot read
         raise ModelError(f"{path}: not a valid tokenizer ({error}); download the model again") from error

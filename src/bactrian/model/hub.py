@@ -78,7 +78,26 @@ def locate(model: str) -> Path:
     raise ModelError(f"{model}: not found; MODEL is {FORMS}")
 
 
+def locate_tokenizer(model: str) -> Path:
+    """The folder or .gguf file from which the tokenizer of MODEL can be read, without its weights where they are not
+    there yet; a folder with a tokenizer alone will do. Raises `ModelError`."""
+    if model.startswith("hf:"):
+        folder = _snapshot(model, [name for name in _HF_FILES if not name.startswith("model")])
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{model}: no tokenizer.json there; choose a repository that has one")
+        return folder
+    path = Path(model).expanduser()
+    return path if (path / "tokenizer.json").is_file() else locate(model)
+
+
 def _from_hub(model: str) -> Path:
+    folder = _snapshot(model, _HF_FILES)
+    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
+        raise ModelError(f"{model}: no config.json with model.safetensors there; choose a repository that has them")
+    return folder
+
+
+def _snapshot(model: str, files: list[str]) -> Path:
     matched = re.fullmatch(r"hf:([^/@\s]+/[^/@\s]+)(?:@(\S+))?", model)
     if matched is None:
         raise ModelError(f"{model}: not the name of a model on the Hub; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
@@ -88,7 +107,7 @@ def _from_hub(model: str) -> Path:
 
     # None of the texts below repeats the Hub's own: a request's text may hold the address and more.
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HF_FILES))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{model}: this model asks for a licence to be accepted; accept it on its page on the Hub, "
@@ -109,9 +128,6 @@ def _from_hub(model: str) -> Path:
             f"{model}: the Hub cannot be reached and the model is not in its cache; "
             f"check the network and HF_HUB_OFFLINE, or give a folder or a .gguf file"
         ) from error
-    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
-        raise ModelError(f"{model}: no config.json with model.safetensors there; choose a repository that has them")
-    return folder
 
 
 def _from_wheel(model: str) -> Path:

@@ -143,15 +143,16 @@ def forward(
     and positions count from the prefix's beginning.
     """
     rotation = _rotation(config, places.positions)
+    own = attention.over(places, config.sliding_window, compute.attention)
 
     def one_layer(hidden_BTD: jax.Array, scanned: tuple[Parameters, Any]):
         layer, known = scanned
 
         def attend(queries, keys, values):
             if known is None or before is None:
-                return attention.attend(queries, keys, values, places, config.sliding_window, compute.attention)
-            own = Prefix(*known, before.length)
-            return prefixes.attend(queries, keys, values, places, config.sliding_window, own)
+                return own(queries, keys, values)
+            layers_own = Prefix(*known, before.length)
+            return prefixes.attend(queries, keys, values, places, config.sliding_window, layers_own)
 
         layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
         return _layer(layer, config, hidden_BTD, rotation, attend), None
@@ -168,6 +169,7 @@ def read_prefix(
     """The keys and values of the first `length` tokens, stacked, for `forward`; the rest of the tokens is padding."""
     positions = jnp.arange(tokens_P.shape[0])[None]
     places = Places(jnp.ones_like(positions), jnp.zeros_like(positions), positions)
+    own = attention.over(places, config.sliding_window, compute.attention)
     rotation = _rotation(config, positions)
 
     def one_layer(hidden_BTD: jax.Array, layer: Parameters):
@@ -175,7 +177,7 @@ def read_prefix(
 
         def attend(queries, keys, values):
             kept.append(tuple(array[0].transpose(1, 0, 2) for array in (keys, values)))
-            return attention.attend(queries, keys, values, places, config.sliding_window, compute.attention)
+            return own(queries, keys, values)
 
         layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
         return _layer(layer, config, hidden_BTD, rotation, attend), kept[0]
@@ -183,6 +185,12 @@ def read_prefix(
     hidden_BTD = parameters["embedding"].astype(compute.dtype)[tokens_P[None]]
     _, (keys, values) = jax.lax.scan(one_layer, hidden_BTD, parameters["layers"])
     return Prefix(keys, values, length)
+
+
+def no_prefix(config: Config, dtype: Any) -> Prefix:
+    """A prefix of no tokens, for `forward`, whose attention is then the one for reading alone."""
+    shape = (config.num_layers, config.num_kv_heads, 0, config.head_dim)
+    return Prefix(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
 
 
 def unembedding(parameters: Parameters) -> jax.Array:
@@ -318,8 +326,11 @@ def _rematerialized(one_layer, remat: Remat):
     if remat == "none":
         return one_layer
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else policies.nothing_saveable
-    return jax.checkpoint(one_layer, policy=policy)
+    if remat == "full":
+        return jax.checkpoint(one_layer, policy=policies.nothing_saveable)
+    products = policies.dots_with_no_batch_dims_saveable
+    attention_too = policies.save_from_both_policies(products, policies.save_only_these_names("attention"))
+    return jax.checkpoint(one_layer, policy=attention_too)
 
 
 def _is_spec(node: Any) -> bool:

@@ -7,6 +7,7 @@ Shapes: B rows, T places, S cache places, P prefix places, H query heads, G key/
 L layers.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 from bactrian.model import attention
 from bactrian.model.attention import Places
 
-_BLOCK = 128  # queries whose scores over their row are computed at once
+_BLOCK = 128  # queries whose scores over their row are computed at once, more where a row has very many
+_BLOCKS = 16  # at most, so that a long row compiles as fast as a short one
+_LOWEST = -1e30  # the score of what is not seen: finite, so that a place that sees nothing has a maximum
 
 
 class Prefix(NamedTuple):
@@ -38,15 +41,16 @@ def attend(
     window: int | None,
     before: Prefix,
 ) -> jax.Array:
-    """`attention.attend` of packed rows that all come after one layer's prefix; [B, T, H, K]."""
+    """Attention of packed rows that all come after one layer's prefix, forward only; [B, T, H, K]."""
     length = queries_BTHK.shape[1]
+    size = max(_BLOCK, -(-length // _BLOCKS))
     keys, values = keys_BTGK.transpose(0, 2, 1, 3), values_BTGK.transpose(0, 2, 1, 3)
     queries = _group(queries_BTHK, keys_BTGK.shape[2])
     outputs = []
-    for start in range(0, length, _BLOCK):
-        stop = min(start + _BLOCK, length)
-        block = places.between(start, stop)
-        seen = attention.visible(block, places.between(0, stop), start, window)
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        block, upto = (Places(*(field[:, a:b] for field in places)) for a, b in ((start, stop), (0, stop)))
+        seen = attention.visible(block, upto, window, start)
         seen_before = _seen_before(block.positions, before, window)
         outputs.append(
             _attend(queries[:, :, :, start:stop], keys[:, :, :stop], values[:, :, :stop], seen, before, seen_before)
@@ -98,14 +102,22 @@ def _attend(queries_BGRTK, keys_BGSK, values_BGSK, seen_BTS, before: Prefix, see
     """One softmax over the prefix and the row; the prefix's part is one matrix product for all rows."""
     rows, groups, shared, length, width = queries_BGRTK.shape
     flat = queries_BGRTK.reshape(rows, groups, shared * length, width)
-    own = jnp.einsum("bgqk,bgsk->bgqs", flat, keys_BGSK, preferred_element_type=jnp.float32)
-    prior = jnp.einsum("bgqk,gpk->bgqp", flat, before.keys, preferred_element_type=jnp.float32)
-    scores = jnp.concatenate([prior, own], axis=-1).reshape(rows, groups, shared, length, -1)
-    seen = jnp.concatenate([seen_BTP, seen_BTS], axis=-1)
-    scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(values_BGSK.dtype)
-    probabilities = probabilities.reshape(rows, groups, shared * length, -1)
-    split = seen_BTP.shape[-1]
-    output = jnp.einsum("bgqp,gpk->bgqk", probabilities[..., :split], before.values)
-    output += jnp.einsum("bgqs,bgsk->bgqk", probabilities[..., split:], values_BGSK)
-    return output.reshape(queries_BGRTK.shape)
+
+    def masked(scores: jax.Array, seen: jax.Array) -> jax.Array:
+        by_head = scores.reshape(rows, groups, shared, length, -1)
+        return jnp.where(seen[:, None, None], by_head, _LOWEST).reshape(scores.shape)
+
+    scores = [masked(jnp.einsum("bgqk,bgsk->bgqs", flat, keys_BGSK, preferred_element_type=jnp.float32), seen_BTS)]
+    values = [("bgqs,bgsk->bgqk", values_BGSK)]
+    if seen_BTP.shape[-1]:
+        prior = jnp.einsum("bgqk,gpk->bgqp", flat, before.keys, preferred_element_type=jnp.float32)
+        scores.append(masked(prior, seen_BTP))
+        values.append(("bgqs,gsk->bgqk", before.values))
+    highest = functools.reduce(jnp.maximum, [jnp.max(each, axis=-1, keepdims=True) for each in scores])
+    weights = [jnp.exp(each - highest) for each in scores]
+    total = sum(jnp.sum(each, axis=-1, keepdims=True) for each in weights)
+    mixed = sum(
+        jnp.einsum(product, each.astype(own.dtype), own, preferred_element_type=jnp.float32)
+        for each, (product, own) in zip(weights, values, strict=True)
+    )
+    return (mixed / total).astype(queries_BGRTK.dtype).reshape(queries_BGRTK.shape)

@@ -6,16 +6,11 @@ answers "5".
 
 from typing import Any
 
-from bactrian.data.records import Conversation, Message
+from bactrian.data.records import Conversation
 from bactrian.data.sources import fields
 
 
 def parse(row: dict[str, Any], where: str) -> Conversation:
     """A conversation of two turns. Raises `DataError`."""
-    instruction, output = (
-        fields.text(fields.required(row, key, "alpaca", where), key, where) for key in ("instruction", "output")
-    )
-    given = row.get("input")
-    extra = "" if given is None else fields.text(given, "input", where)
-    question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return Conversation((Message("user", question), Message("assistant", output)), where)
+    instruction, output = fields.texts(row, ("instruction", "output"), "alpaca", where)
+    return fields.exchange(fields.below(instruction, row.get("input"), "input", where), output, where)

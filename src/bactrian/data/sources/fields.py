@@ -1,19 +1,22 @@
 """Fields of a row, checked: what is there, and that it is text."""
 
-from typing import Any, get_args
+import math
+from collections.abc import Sequence
+from typing import Any
 
+from bactrian.data.records import Conversation, Message
 from bactrian.errors import DataError
-from bactrian.recipe import Layout
+from bactrian.recipe import LAYOUTS
 
 
-def required(row: dict[str, Any], key: str, layout: Layout, where: str) -> Any:
+def required(row: dict[str, Any], key: str, layout: str, where: str) -> Any:
     """The value under a key that the layout needs; null counts as absent. Raises `DataError`."""
     value = row.get(key)
     if value is None:
         found = ", ".join(name for name in row if row[name] is not None) or "nothing"
         raise DataError(
             f"{where}: no {key!r}, which the layout {layout!r} needs (found: {shown(found, 200)}); "
-            f"repair the row, or set `format` to the file's layout: {', '.join(get_args(Layout))}"
+            f"repair the row, or set `format` to the file's layout: {', '.join(LAYOUTS)}"
         )
     return value
 
@@ -27,6 +30,63 @@ def text(value: Any, name: str, where: str) -> str:
     except UnicodeEncodeError:
         raise DataError(f"{where}: {name} holds half a surrogate pair, which is no character; repair the row") from None
     return value
+
+
+def texts(row: dict[str, Any], keys: Sequence[str], layout: str, where: str) -> list[str]:
+    """The texts under keys that the layout needs. Raises `DataError`."""
+    return [text(required(row, key, layout, where), key, where) for key in keys]
+
+
+def below(instruction: str, extra: Any, key: str, where: str) -> str:
+    """An instruction, and below it what goes with it, where there is something. Raises `DataError`."""
+    more = "" if extra is None else text(extra, key, where)
+    return f"{instruction}\n\n{more}" if more.strip() else instruction
+
+
+def exchange(question: str, answer: str, where: str) -> Conversation:
+    """A conversation of one round."""
+    return Conversation((Message("user", question), Message("assistant", answer)), where)
+
+
+def said(row: dict[str, Any], layout: str, where: str) -> list[tuple[str, str]]:
+    """Who says what, from `conversations`: a list of `from` and `value`. Raises `DataError`."""
+    turns = required(row, "conversations", layout, where)
+    if not isinstance(turns, list):
+        raise DataError(f"{where}: conversations is {kind(turns)}, not a list of turns; repair or remove the row")
+    found = []
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+            raise DataError(
+                f"{where}: conversations[{index}] is no object with `from` and `value`; repair or remove the row"
+            )
+        place = f"conversations[{index}]"
+        found.append((text(turn["from"], f"{place}.from", where), text(turn["value"], f"{place}.value", where)))
+    return found
+
+
+def name(row: dict[str, Any], *keys: str) -> str:
+    """What a row calls itself under the first of the keys that has text or a number; empty where none has."""
+    values = (row.get(key) for key in keys)
+    return next((str(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool)), "")
+
+
+def number(value: Any, name: str, where: str) -> float:
+    """A number, or text that reads as one. Raises `DataError`."""
+    try:
+        found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise DataError(f"{where}: {name} is {shown(repr(value))}, not a number; repair or remove the row")
+    return found
+
+
+def scores(row: dict[str, Any], keys: Sequence[str], where: str) -> tuple[float, ...]:
+    """The scores under some keys; none where the row lacks one. Raises `DataError`."""
+    values = [row.get(key) for key in keys]
+    if any(value is None for value in values):
+        return ()
+    return tuple(number(value, key, where) for key, value in zip(keys, values, strict=True))
 
 
 def kind(value: Any) -> str:

@@ -1,6 +1,8 @@
 """Layout `messages`: `{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}`.
 
-Roles are system, user and assistant; other keys, of the row and of its messages, are left alone.
+Roles are system, user and assistant. A row's `id` (or `prompt_id`) and `dataset` are kept, as in
+allenai/tulu-v2-sft-mixture and HuggingFaceH4/ultrachat_200k; other keys, of the row and of its messages, are left
+alone.
 """
 
 from typing import Any
@@ -17,7 +19,7 @@ def parse(row: dict[str, Any], where: str) -> Conversation:
         raise DataError(
             f"{where}: messages has no assistant's turn, so there is nothing to learn; add one or remove the row"
         )
-    return Conversation(turns, where)
+    return Conversation(turns, where, fields.name(row, "id", "prompt_id"), fields.name(row, "dataset"))
 
 
 def parse_list(value: Any, name: str, where: str) -> Messages:

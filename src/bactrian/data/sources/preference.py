@@ -5,7 +5,8 @@
     {"prompt": "Hi", "chosen": [user, assistant], "rejected": [user, assistant]}
 
 `prompt` is text (one user's turn) or a list of messages. An answer is text, or a list of messages: one that begins with
-an assistant's turn follows the prompt; any other is a whole conversation, and needs no `prompt`.
+an assistant's turn follows the prompt; any other is a whole conversation, and needs no `prompt`. Both answers may have
+a score, as in HuggingFaceH4/ultrafeedback_binarized: `score_chosen`, `score_rejected`.
 """
 
 from typing import Any
@@ -17,7 +18,9 @@ from bactrian.errors import DataError
 
 def parse(row: dict[str, Any], where: str) -> Preference:
     """A pair, chosen first. Raises `DataError`."""
-    return Preference((_branch(row, "chosen", where), _branch(row, "rejected", where)), where)
+    branches = (_branch(row, "chosen", where), _branch(row, "rejected", where))
+    scores = fields.scores(row, ("score_chosen", "score_rejected"), where)
+    return Preference(branches, where, fields.name(row, "id", "prompt_id"), fields.name(row, "dataset"), scores)
 
 
 def _branch(row: dict[str, Any], key: str, where: str) -> Messages:

@@ -1,156 +1,219 @@
 """The rows of a data file or Hub dataset, one at a time, each with its place (`pairs.jsonl:12`).
 
 A place counts lines in JSON files (a row of an array has the line on which it begins) and rows elsewhere, from 1. What
-cannot be read is a `DataError` of one line.
+cannot be read is a `DataError` of one line. `chunks` cuts a source so that many processes can share the work; the cuts
+are a function of the source alone.
 """
 
-import gzip
-import json
-import re
-import zlib
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bactrian.data.sources import fields
+from bactrian.data.sources import fields, json_file
 from bactrian.errors import DataError
-from bactrian.recipe import Source
+from bactrian.recipe import File
 
-Rows = Iterator[tuple[str, Any]]
+_CHUNK_BYTES = 4 << 20  # of lines
+_CHUNK_ROWS = 1000  # of anything else
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+Row = tuple[str, dict[str, Any]]
 
 
-def read(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+class Chunk(NamedTuple):
+    """Neighbouring rows of a source, as they lie in its file.
+
+    rows: numbered lines as bytes, numbered values, or an Arrow table whose first row has the number `first`.
+    share: how much of the source has been read with this chunk, from 0 to 1.
+    """
+
+    where: str
+    rows: Any
+    first: int
+    share: float
+
+
+def read(source: File) -> Iterator[Row]:
     """Each row with its place, the first `source.limit` of them. Raises `DataError`, also where there is no row."""
-    rows = _hub_rows(source) if source.path.startswith("hf:") else _file_rows(Path(source.path))
-    empty = True
-    for where, row in islice(rows, source.limit):
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: the row is {fields.kind(row)}, not a JSON object; repair or remove it")
+    for chunk in chunks(source):
+        for where, row in decode(chunk):
+            if isinstance(row, DataError):
+                raise row
+            yield where, row
+
+
+def chunks(source: File) -> Iterator[Chunk]:
+    """The source, cut. Raises `DataError` where it cannot be read on, after what comes before; and if it is empty."""
+    empty, left = True, source.limit
+    for chunk in _hub_chunks(source) if source.path.startswith("hf:") else _file_chunks(Path(source.path), left):
+        rows = len(chunk.rows)
+        if left is not None and rows > left:
+            kept = chunk.rows[:left] if isinstance(chunk.rows, list) else chunk.rows.slice(0, left)
+            chunk = chunk._replace(rows=kept)
         empty = False
-        yield where, row
+        yield chunk
+        left = None if left is None else left - rows
+        if left is not None and left <= 0:
+            break
     if empty:
         raise DataError(f"{source.path}: there is no row in it; write one, or take it out of the recipe")
 
 
-def _file_rows(path: Path) -> Rows:
+def size(source: File) -> int:
+    """How large a source is beside others, in megabytes; 1 where it cannot be known."""
+    path = Path(source.path)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return max(1, sum(file.stat().st_size for file in files if file.exists()) // 1_000_000)
+
+
+def fingerprint(source: File) -> str:
+    """Equal for two sources only if they have the same rows: of the bytes of their files. Raises `DataError`."""
+    if source.path.startswith("hf:"):
+        return f"{source.path} {source.split} {_hub_rows(source)._fingerprint}"
+    path = Path(source.path)
+    digest = hashlib.sha256()
+    try:
+        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as stream:
+                while piece := stream.read(1 << 20):
+                    digest.update(piece)
+    except OSError as error:
+        raise json_file.unreadable(path, error) from None
+    return digest.hexdigest()
+
+
+def decode(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
+    """The rows of a chunk, each with its place; what is no row is the error that says so."""
+    for number, row in chunk.rows if isinstance(chunk.rows, list) else _table_rows(chunk):
+        where = f"{chunk.where}:{number}"
+        try:
+            value = json_file.decode(where, row) if isinstance(row, bytes) else row
+        except DataError as error:
+            yield where, error
+            continue
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            yield where, DataError(f"{where}: the row is {fields.kind(value)}, not a JSON object; repair or remove it")
+
+
+def _table_rows(chunk: Chunk) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from enumerate(chunk.rows.to_pylist(), chunk.first)
+    except UnicodeDecodeError as error:
+        raise _not_parquet(chunk.where, chunk.first, error) from None
+
+
+def _file_chunks(path: Path, limit: int | None) -> Iterator[Chunk]:
     suffix = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
     if suffix in (".jsonl", ".json", ".jsonl.gz", ".json.gz"):
-        return _json_rows(path)
+        return _listed_chunks(path, islice(json_file.read(path), limit))
     if suffix == ".parquet":
-        return _parquet_rows(path)
+        return _parquet_chunks(path)
+    if suffix == ".xlsx":
+        return _listed_chunks(path, islice(_sheet_rows(path), limit))
+    if path.is_dir():
+        return _folder_chunks(path)
     raise DataError(
         f"{path}: the name does not say what the file is; "
-        f"it should end in .jsonl, .json (either may be followed by .gz) or .parquet"
+        f"it should end in .jsonl, .json (either may be followed by .gz), .parquet or .xlsx, or be a folder of .parquet"
     )
 
 
-def _json_rows(path: Path) -> Rows:
-    """Rows of a file with a JSON value per line, or with one array of them."""
-    lines = ((number, line) for number, line in _lines(path) if line.strip())
-    first = next(lines, None)
-    if first and first[1].lstrip().startswith("["):
-        yield from _array_rows(path, [first, *lines])
-        return
-    for number, line in chain([first] if first else [], lines):
+def _listed_chunks(path: Path, rows: Iterator[tuple[int, Any, float]]) -> Iterator[Chunk]:
+    listed: list[tuple[int, Any]] = []
+    size, share, broken = 0, 0.0, None
+    while broken is None:
         try:
-            value = json.loads(line.rstrip())
-        except (ValueError, RecursionError) as error:
-            raise _not_json(path, number, error) from None
-        yield f"{path}:{number}", value
+            number, row, share = next(rows)
+        except StopIteration:
+            break
+        except DataError as error:
+            broken = error  # after the rows before it, one of which may be broken too
+            break
+        listed.append((number, row))
+        size += len(row) if isinstance(row, bytes) else _CHUNK_BYTES // _CHUNK_ROWS
+        if size >= _CHUNK_BYTES:
+            yield Chunk(str(path), listed, listed[0][0], share)
+            listed, size = [], 0
+    if listed:
+        yield Chunk(str(path), listed, listed[0][0], share)
+    if broken is not None:
+        raise broken
 
 
-def _array_rows(path: Path, lines: Iterable[tuple[int, str]]) -> Rows:
-    """Rows of one array, decoded one by one, so that each knows its line."""
-    numbered = dict(lines)
-    text = "".join(numbered.get(number, "\n") for number in range(1, max(numbered) + 1))
-    decoder = json.JSONDecoder()
-    place = _after_space(text, text.index("[") + 1)
-    line, counted = 1, 0
-    while not text.startswith("]", place):
-        line, counted = line + text.count("\n", counted, place), place
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            raise _not_json(path, getattr(error, "lineno", line), error) from None
-        yield f"{path}:{line}", value
-        place = _after_space(text, end)
-        if text.startswith(",", place):
-            place = _after_space(text, place + 1)
-        elif not text.startswith("]", place):
-            error = json.JSONDecodeError("no comma or ] after a row", text, place)
-            raise _not_json(path, error.lineno, error)
-    rest = _after_space(text, place + 1)
-    if rest < len(text):
-        error = json.JSONDecodeError("something follows the array", text, rest)
-        raise _not_json(path, error.lineno, error)
+def _sheet_rows(path: Path) -> Iterator[tuple[int, Any, float]]:
+    """The rows of a workbook's first sheet, whose first row names the columns."""
+    import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
 
-
-def _after_space(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return found.end() if found else place
-
-
-def _not_json(path: Path, line: int, error: Exception) -> DataError:
-    if isinstance(error, json.JSONDecodeError):
-        what = f"{error.msg} at column {error.colno}"
-    else:
-        what = "nested too deep" if isinstance(error, RecursionError) else fields.shown(str(error), 200)
-    return DataError(f"{path}:{line}: not JSON: {what}; fix or remove the line")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, gzipped or not. A byte order mark is no part of the first."""
-    number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            # As bytes, whose lines end at a newline alone: JSON text may hold the other separators of Unicode.
-            for number, line in enumerate(stream, 1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise DataError(f"{path}:{number + 1}: not gzip, or damaged, or cut short; fetch the file again") from None
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        rows = list(book.worksheets[0].iter_rows(values_only=True))
+        book.close()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise json_file.unreadable(path, error) from None
+    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a readable workbook ({fields.shown(str(error))}); save it as .xlsx again"
+        ) from None
+    columns = [str(name) for name in rows[0]] if rows else []
+    for number, row in enumerate(rows[1:], 2):
+        if any(value is not None for value in row):
+            yield number, dict(zip(columns, row, strict=False)), number / len(rows)
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot read the data: {error.strerror or error}; check the path in the recipe")
+def _folder_chunks(folder: Path) -> Iterator[Chunk]:
+    """The Parquet files of a folder, in the order of their names: the shards of a data set."""
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise DataError(f"{folder}: no .parquet file is in this folder; name a file, or the folder of a data set")
+    for index, file in enumerate(files):
+        for chunk in _parquet_chunks(file):
+            yield chunk._replace(share=(index + chunk.share) / len(files))
 
 
-def _parquet_rows(path: Path) -> Rows:
+def _parquet_chunks(path: Path) -> Iterator[Chunk]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
+    number = 1
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:{number}", row
+            total = max(file.metadata.num_rows, 1)
+            for batch in file.iter_batches(batch_size=_CHUNK_ROWS):
+                yield Chunk(str(path), batch, number, (number + len(batch) - 1) / total)
+                number += len(batch)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise json_file.unreadable(path, error) from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        what = fields.shown(str(error), 200)
-        raise DataError(
-            f"{path}:{number + 1}: not readable as parquet: {what}; fetch or write the file again"
-        ) from None
+        raise _not_parquet(str(path), number, error) from None
 
 
-def _hub_rows(source: Source) -> Rows:
+def _not_parquet(where: str, number: int, error: Exception) -> DataError:
+    what = fields.shown(str(error), 200)
+    return DataError(f"{where}:{number}: not readable as parquet: {what}; fetch or write the file again")
+
+
+def _hub_chunks(source: File) -> Iterator[Chunk]:
     """Rows of one split of a Hub dataset, from the library's cache once they are there."""
+    rows = _hub_rows(source)
+    number = 1
+    for table in rows.with_format("arrow").iter(batch_size=_CHUNK_ROWS):
+        yield Chunk(f"{source.path}:{source.split}", table, number, (number + len(table) - 1) / len(rows))
+        number += len(table)
+
+
+def _hub_rows(source: File) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
     name, _, revision = source.path.removeprefix("hf:").partition("@")
     try:
-        rows = datasets.load_dataset(name, split=source.split, revision=revision or None)
-        for number, row in enumerate(rows, 1):
-            yield f"{source.path}:{source.split}:{number}", row
+        return datasets.load_dataset(name, split=source.split, revision=revision or None)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{source.path}: {_advice(error, source.split)} ({fields.shown(str(error), 200)})") from None
 

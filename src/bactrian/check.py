@@ -1,0 +1,176 @@
+"""`bactrian data check`: what will go wrong with a stage's data, said before training.
+
+A finding is an error (training would stop, or learn the wrong thing), a warning, or good to know.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from bactrian.assistant import Assistant
+from bactrian.data.chat import Chat
+from bactrian.errors import DataError
+from bactrian.prepare import Prepared, prepare
+from bactrian.recipe import Stage, StageName
+from bactrian.stats import Measured, measure
+
+_LENGTHS = (512, 1024, 2048, 4096, 8192)
+_LOOKED_AT = 2000  # examples whose ends and beginnings are read
+_MUCH = 0.05  # a share of rows too long that is worth a warning
+_POOR_FILL = 0.8
+
+Level = Literal["error", "warning", "note"]
+
+
+class Finding(NamedTuple):
+    """One thing found: how grave, under which name for machines, and in words."""
+
+    level: Level
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, and the numbers behind it."""
+
+    stage: StageName
+    findings: list[Finding]
+    numbers: dict[str, Any]
+
+    @property
+    def is_well(self) -> bool:
+        return all(finding.level != "error" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        findings = [finding._asdict() for finding in self.findings]
+        return {"stage": self.stage, "ok": self.is_well, "findings": findings, **self.numbers}
+
+
+def check(name: StageName, settings: Stage, base: Assistant, chat: Chat, seed: int, cache: Path) -> Report:
+    """Read all of a stage's data and plan its rows. Raises `InputError`s for data that cannot be read at all."""
+    measured = measure(settings.data, chat, cache)
+    findings = [*_of_the_chat(chat), *_of_the_tokens(measured, chat)]
+    too_long = {str(length): _share(measured.paths > length) for length in sorted({*_LENGTHS, settings.max_length})}
+    findings += _of_lengths(settings, base, too_long[str(settings.max_length)])
+    numbers: dict[str, Any] = {"rows": len(measured.places), "dropped": _dropped(measured), "too_long": too_long}
+    try:
+        prepared = prepare(name, settings, chat, seed, cache)
+    except DataError as error:
+        findings.append(Finding("error", "cannot_train", str(error)))
+        return Report(name, findings, numbers)
+    numbers |= _plan(prepared)
+    findings += _of_the_plan(numbers, settings)
+    return Report(name, findings, numbers)
+
+
+def _of_the_chat(chat: Chat) -> list[Finding]:
+    if chat.ends_turn:
+        return []
+    text = "the chat template ends an assistant's turn in no special token, so that no model learns to stop"
+    return [Finding("error", "no_end_of_turn", f'{text}; use chat = "tulu", or repair the template')]
+
+
+def _of_the_tokens(measured: Measured, chat: Chat) -> list[Finding]:
+    """Beginnings and ends of some examples, evenly spread."""
+    corpus = measured.corpus
+    looked_at = np.unique(np.linspace(0, len(corpus) - 1, min(len(corpus), _LOOKED_AT)).astype(int)).tolist()
+    twice = unended = 0
+    for index in looked_at:
+        example = corpus[index]
+        paths = [example.branch(b) for b in range(len(example.starts))] or [(example.tokens, example.learn)]
+        bos = chat.tokenizer.bos_id
+        twice += any(len(tokens) > 1 and bos is not None and (tokens[:2] == bos).all() for tokens, _ in paths)
+        unended += any(learn.any() and tokens[learn][-1] not in chat.stop_ids for tokens, learn in paths)
+    findings = []
+    if twice:
+        text = f"{twice:,} of {len(looked_at):,} examples looked at begin with two BOS tokens; one is the tokenizer's"
+        findings.append(Finding("error", "double_bos", f"{text} and one the chat template's: take it out of either"))
+    if unended:
+        text = f"{unended:,} of {len(looked_at):,} examples looked at do not end in a learnt token that ends a turn"
+        findings.append(Finding("error", "end_not_learnt", f"{text}; look at one with `bactrian data show`"))
+    for reason in ("nothing_to_learn", "empty_answer", "identical_answers"):
+        count = _dropped(measured).get(reason, 0)
+        if count:
+            findings.append(Finding("warning", reason, f"{count:,} rows are dropped: {reason.replace('_', ' ')}"))
+    return findings
+
+
+def _of_lengths(settings: Stage, base: Assistant, share: float) -> list[Finding]:
+    findings = []
+    positions = base.config.max_positions
+    if settings.max_length > positions:
+        text = f"max_length is {settings.max_length}, and the model has {positions} positions; lower it"
+        findings.append(Finding("error", "too_few_positions", text))
+    if share:
+        level = "warning" if share > _MUCH else "note"
+        text = f"{share:.2%} of rows are longer than max_length ({settings.max_length}) and are dropped"
+        findings.append(Finding(level, "too_long", text))
+    return findings
+
+
+def _plan(prepared: Prepared) -> dict[str, Any]:
+    seen = prepared.ledger()["training"]
+    epochs = prepared.settings.epochs
+    tokens = seen["learned"] + seen["masked"]
+    return {
+        "steps": seen["updates"],
+        "steps_per_epoch": seen["updates"] // epochs,
+        "epochs": epochs,
+        "examples": seen["examples"],
+        "examples_left_out": seen["examples_left_out"],
+        "tokens": tokens,
+        "tokens_per_epoch": tokens // epochs,
+        "learned_tokens": seen["learned"],
+        "row_length": seen["row_length"],
+        "packing": round(tokens / seen["places"], 4),
+    }
+
+
+def _of_the_plan(numbers: dict[str, Any], settings: Stage) -> list[Finding]:
+    findings = []
+    if numbers["packing"] < _POOR_FILL:
+        text = f"packed rows are only {numbers['packing']:.1%} full (rows of {numbers['row_length']} places)"
+        remedy = "a larger row_length or batch_size, or fewer microbatch_rows, fills them better"
+        findings.append(Finding("warning", "poor_packing", f"{text}; {remedy}"))
+    left_out = numbers["examples_left_out"]
+    if left_out:
+        text = f"{left_out:,} examples do not fill a batch of {settings.batch_size} at the end of an epoch"
+        findings.append(Finding("note", "left_out", f"{text}; each epoch leaves out others"))
+    return findings
+
+
+def _dropped(measured: Measured) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for entry in measured.corpus.ledger["sources"]:
+        for reason, count in entry["dropped"].items():
+            counts[reason] = counts.get(reason, 0) + count
+    return counts
+
+
+def _share(flags: np.ndarray) -> float:
+    return round(float(flags.mean()), 6)
+
+
+def show(report: Report) -> None:
+    """Print a report."""
+    console = Console(highlight=False, soft_wrap=True)
+    numbers = report.numbers
+    shares = ", ".join(f"{share:.2%} at {length}" for length, share in numbers["too_long"].items())
+    console.print(f"{report.stage}: {numbers['rows']:,} rows with something to learn")
+    console.print(f"too long: {shares}")
+    if "steps" in numbers:
+        console.print(
+            f"{numbers['steps']:,} steps, {numbers['steps_per_epoch']:,} an epoch, {numbers['epochs']} epochs; "
+            f"{numbers['tokens']:,} tokens, of which {numbers['learned_tokens']:,} are learnt"
+        )
+        console.print(f"packing: rows of {numbers['row_length']} places, {numbers['packing']:.1%} full")
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for level, _, text in sorted(report.findings, key=lambda finding: list(colours).index(finding.level)):
+        console.print(f"[{colours[level]}]{level}[/]: ", end="")
+        console.print(text, markup=False)
+    if not report.findings:
+        console.print("nothing found that would go wrong")

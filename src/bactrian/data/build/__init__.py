@@ -1,0 +1,133 @@
+"""`bactrian data build`: sources → records → screens → mixture → Parquet shards and a ledger that adds up.
+
+    OUT/train-00000-of-00033.parquet …   the rows
+    OUT/ledger.json                      what became of every record; where it is there, the build is complete
+    OUT/contamination.jsonl              what shares words with evaluation sets, where a screen looks for it
+    OUT/.build/                          what a build that is cut short goes on with
+
+What comes out is a function of the recipe and its files: not of the number of processes, nor of where it was cut short.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bactrian import progress, run
+from bactrian.data import workers
+from bactrian.data.build import account, evidence, parse, screening, shards, store
+from bactrian.data.build.recipe import Build
+from bactrian.data.chat import Chat
+from bactrian.data.sources import reader
+from bactrian.errors import RunError
+
+VERSION = 1  # of the code that makes data sets; a change of what it makes changes the number
+
+
+def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = None) -> dict[str, Any]:
+    """Build a data set into `out`, or go on with it; returns its ledger. Raises `DataError` and `RunError`.
+
+    chat: the recipe's [tokenizer], loaded. processes: by default one for each core.
+    """
+    processes = processes or workers.cores()
+    key = _key(recipe, chat)
+    with _opened(out, key) as parts:
+        if parts is None:
+            return json.loads((out / "ledger.json").read_text(encoding="utf-8"))
+        chunks = _parse(recipe, chat, parts, processes)
+        records = account.gather(recipe, parts, chunks)
+        account.screen_and_draw(recipe, chat, records, parts)
+        evidence.write(recipe, records, parts, out)
+        done = _write(recipe, chat, parts, out, account.mix(recipe, records), processes)
+        entries = account.ledger(recipe, records, done, counted=chat is not None)
+        ledger = {"name": recipe.name, "key": key, "seed": recipe.seed, **entries}
+        run.write_json(out / "ledger.json", ledger)
+        shutil.rmtree(parts.parent)
+        return ledger
+
+
+def _key(recipe: Build, chat: Chat | None) -> str:
+    """Equal for two builds only if they give the same bytes."""
+    digest = hashlib.sha256(f"{VERSION} {chat and chat.fingerprint} {recipe.model_dump_json()}".encode())
+    for section in recipe.screens:
+        digest.update(screening.fingerprint(section).encode())
+    for source in recipe.sources:
+        digest.update(reader.fingerprint(source).encode())
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _opened(out: Path, key: str) -> Iterator[Path | None]:
+    """The folder of a build's parts; None if the build is complete. Raises `RunError` if `out` holds something else."""
+    ledger, work = out / "ledger.json", out / ".build"
+    if ledger.exists():
+        if json.loads(ledger.read_text(encoding="utf-8")).get("key") != key:
+            raise RunError(f"{out}: another data set is there (of another recipe or data); choose another --out")
+        yield None
+        return
+    if out.exists() and (not out.is_dir() or (not work.exists() and any(out.iterdir()))):
+        raise RunError(f"{out}: something else than a data set is there; choose another --out")
+    with run.writing(out):
+        work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise RunError(f"{out}: another process is building this data set; wait for it or stop it") from None
+        if not (work / key).exists():
+            for old in (*work.iterdir(), *out.glob("train-*.parquet")):
+                if old.name != "lock":
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            (work / key).mkdir()
+        yield work / key
+
+
+def _parse(recipe: Build, chat: Chat | None, parts: Path, processes: int) -> list[int]:
+    """Bring every source into the store; returns how many chunks each has."""
+    counted = parts / "chunks.json"
+    if counted.exists():
+        return json.loads(counted.read_text(encoding="utf-8"))
+    chunks = [0] * len(recipe.sources)
+    weights = [reader.size(source) for source in recipe.sources]
+    began, rows = time.monotonic(), 0
+
+    def tasks() -> Iterator[parse.Task]:
+        for number, source in enumerate(recipe.sources):
+            for chunk in reader.chunks(source):
+                if not store.is_done(parts, number, chunks[number]):
+                    yield parse.Task(number, chunks[number], chunk)
+                chunks[number] += 1
+
+    with progress.bar("reading (MB)", sum(weights)) as bar:
+        for done in workers.in_order(parse.start, (recipe, chat, parts), tasks(), processes):
+            rows += done.rows
+            rate = rows / max(time.monotonic() - began, 1e-9)
+            read = sum(weights[: done.source]) + round(weights[done.source] * done.share)
+            bar.to(read, sum(weights), f"{rows:,} rows, {rate:,.0f}/s")
+    run.write_json(counted, chunks)
+    return chunks
+
+
+def _write(
+    recipe: Build, chat: Chat | None, parts: Path, out: Path, places: np.ndarray, processes: int
+) -> list[shards.Done]:
+    size = recipe.build.shard_rows
+    of = -(-len(places) // size)
+    done = {n: found for n in range(of) if (found := shards.finished(parts, out, n, of)) is not None}
+    tasks = (shards.Task(n, of, places[n * size : (n + 1) * size]) for n in range(of) if n not in done)
+    before = rows = sum(each.rows for each in done.values())
+    began = time.monotonic()
+    with progress.bar("writing", len(places), rows) as bar:
+        for shard in workers.in_order(shards.start, (chat, parts, out), tasks, processes):
+            done[shard.number] = shard
+            rows += shard.rows
+            rate = (rows - before) / max(time.monotonic() - began, 1e-9)
+            bar.to(rows, len(places), f"{rate:,.0f} rows/s")
+    return [done[number] for number in range(of)]

@@ -1,0 +1,137 @@
+"""Parquet shards of a data set, each written whole, with the schema of the published ones.
+
+Conversations: `dataset`, `id`, `messages`, as allenai/tulu-v2-sft-mixture. Pairs: `dataset`, `id`, `prompt`, `chosen`,
+`rejected`, the last two whole conversations, `score_chosen` and `score_rejected` (null where nobody scored), as
+HuggingFaceH4/ultrafeedback_binarized. Rankings: `ranked`, whole conversations best first, and their `scores`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bactrian.data.build import store
+from bactrian.data.chat import Chat
+from bactrian.data.records import Conversation, Messages, Preference, Record
+from bactrian.errors import ChatError, DataError
+from bactrian.run import replacing
+
+_GROUP = 1000  # rows in a row group: what a writer holds in memory
+
+
+class Task(NamedTuple):
+    """One shard: the places of its records in the store, int64 [rows, 4]: source, chunk, offset, length."""
+
+    number: int
+    of: int
+    places: np.ndarray
+
+
+class Done(NamedTuple):
+    """Rows of a shard, and by source how many tokens they have and how many of them are learnt."""
+
+    number: int
+    rows: int
+    tokens: dict[int, int]
+    learned: dict[int, int]
+
+
+def name(number: int, of: int) -> str:
+    return f"train-{number:05}-of-{of:05}.parquet"
+
+
+def start(chat: Chat | None, parts: Path, out: Path) -> Callable[[Task], Done]:
+    """What writes a shard of the records in `parts` into `out`. Raises `DataError`, also where a chat cannot render."""
+
+    def write(task: Task) -> Done:
+        done = Done(task.number, len(task.places), {}, {})
+        with store.Reader(parts) as reader, replacing(out / name(task.number, task.of)) as temporary:
+            _write(temporary, _groups(task, reader, chat, done))
+        with replacing(_count_path(parts, task.number)) as temporary:
+            temporary.write_text(json.dumps([done.rows, done.tokens, done.learned]), encoding="utf-8")
+        return done
+
+    return write
+
+
+def finished(parts: Path, out: Path, number: int, of: int) -> Done | None:
+    """The counts of a shard that is there already."""
+    path = _count_path(parts, number)
+    if not path.exists() or not (out / name(number, of)).exists():
+        return None
+    rows, tokens, learned = json.loads(path.read_text(encoding="utf-8"))
+    return Done(number, rows, *({int(key): value for key, value in each.items()} for each in (tokens, learned)))
+
+
+def _count_path(parts: Path, number: int) -> Path:
+    return parts / f"shard-{number:05}.json"
+
+
+def _groups(task: Task, reader: store.Reader, chat: Chat | None, done: Done) -> Iterator[list[Record]]:
+    for begin in range(0, len(task.places), _GROUP):
+        places = task.places[begin : begin + _GROUP].tolist()
+        records = [reader.record(*place) for place in places]
+        if chat is not None:
+            _count(records, [place[0] for place in places], chat, done)
+        yield records
+
+
+def _count(records: Sequence[Record], sources: Sequence[int], chat: Chat, done: Done) -> None:
+    for source, example in zip(sources, chat.render_many(records), strict=True):
+        if isinstance(example, ChatError):
+            raise DataError(f"{example}; or leave [tokenizer] out of the recipe")
+        done.tokens[source] = done.tokens.get(source, 0) + len(example.tokens)
+        done.learned[source] = done.learned.get(source, 0) + int(example.learn.sum())
+
+
+def _write(path: Path, groups: Iterator[list[Record]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    turns = pyarrow.list_(message)
+    types = {key: turns for key in ("messages", "chosen", "rejected")}
+    types |= {key: pyarrow.float64() for key in ("score_chosen", "score_rejected")}
+    types |= {"ranked": pyarrow.list_(turns), "scores": pyarrow.list_(pyarrow.float64())}
+    writer = None
+    try:
+        for records in groups:
+            columns = _columns(records)
+            schema = pyarrow.schema([(key, types.get(key, pyarrow.string())) for key in columns])
+            writer = writer or parquet.ParquetWriter(path, schema, compression="zstd")
+            writer.write_table(pyarrow.Table.from_pydict(columns, schema=schema))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "dataset": [record.dataset for record in records],
+        "id": [record.id for record in records],
+    }
+    conversations = [record.messages for record in records if isinstance(record, Conversation)]
+    if len(conversations) == len(records):
+        return {**columns, "messages": [_turns(messages) for messages in conversations]}
+    preferences = [record for record in records if isinstance(record, Preference)]
+    if len(preferences) < len(records):
+        raise DataError(f"{records[0].where}: a data set holds conversations or preferences; build the others apart")
+    if any(len(record.branches) != 2 for record in preferences):
+        ranked = [[_turns(branch) for branch in record.branches] for record in preferences]
+        return {**columns, "ranked": ranked, "scores": [list(record.scores) for record in preferences]}
+    chosen, rejected = zip(*(record.branches for record in preferences), strict=True)
+    best, other = zip(*(record.scores or (None, None) for record in preferences), strict=True)
+    return {
+        **columns,
+        "prompt": [next((turn.content for turn in branch if turn.role == "user"), "") for branch in chosen],
+        "chosen": [_turns(branch) for branch in chosen],
+        "rejected": [_turns(branch) for branch in rejected],
+        "score_chosen": list(best),
+        "score_rejected": list(other),
+    }
+
+
+def _turns(messages: Messages) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in messages]

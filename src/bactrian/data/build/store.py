@@ -1,0 +1,97 @@
+"""Records on their way from sources to shards: a file of records and an index for each chunk of a source.
+
+parts/003-000017.records   the records' JSON, end to end
+parts/003-000017.json      an `Index`; where it is there the chunk is done
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bactrian.data.records import Conversation, Message, Messages, Preference, Record
+from bactrian.run import replacing
+
+
+@dataclass(frozen=True)
+class Index:
+    """What became of one chunk.
+
+    lengths: bytes of each record; reasons: why a screen drops it, or None.
+    dropped: rows, and parts of rows, that became no record, by reason; bad: the first errors of rows that do not fit.
+    noted: what parsers counted without dropping it.
+    """
+
+    rows: int
+    lengths: list[int] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    noted: dict[str, int] = field(default_factory=dict)
+
+
+def records_path(folder: Path, source: int, chunk: int) -> Path:
+    return folder / f"{source:03}-{chunk:06}.records"
+
+
+def is_done(folder: Path, source: int, chunk: int) -> bool:
+    return records_path(folder, source, chunk).with_suffix(".json").exists()
+
+
+def write(folder: Path, source: int, chunk: int, records: Sequence[bytes], index: Index) -> None:
+    """Keep a chunk; done once its index is there."""
+    path = records_path(folder, source, chunk)
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"".join(records))
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(asdict(index)), encoding="utf-8")
+
+
+def index(folder: Path, source: int, chunk: int) -> Index:
+    path = records_path(folder, source, chunk).with_suffix(".json")
+    return Index(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def encode(record: Record) -> bytes:
+    paths = record.branches if isinstance(record, Preference) else (record.messages,)
+    turns = [[[turn.role, turn.content] for turn in path] for path in paths]
+    kind = "preference" if isinstance(record, Preference) else "conversation"
+    scores = record.scores if isinstance(record, Preference) else ()
+    return json.dumps([kind, record.where, record.dataset, record.id, turns, scores], ensure_ascii=False).encode()
+
+
+def decode(text: bytes) -> Record:
+    kind, where, dataset, name, turns, scores = json.loads(text)
+    paths: list[Messages] = [tuple(Message(role, content) for role, content in path) for path in turns]
+    if kind == "preference":
+        return Preference(tuple(paths), where, name, dataset, tuple(scores))
+    return Conversation(paths[0], where, name, dataset)
+
+
+class Reader:
+    """Records by their places, from files that stay open as long as the block does."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._open: dict[tuple[int, int], Any] = {}
+
+    def record(self, source: int, chunk: int, offset: int, length: int) -> Record:
+        key = (source, chunk)
+        if key not in self._open:
+            if len(self._open) >= 256:  # well below the files that a process may have open
+                self.close()
+            self._open[key] = records_path(self._folder, source, chunk).open("rb")
+        return decode(os.pread(self._open[key].fileno(), length, offset))
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
