@@ -9,11 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import question_set
 import tiny
-
-sys.path.insert(0, str(Path(__file__).parent / "evaluate"))
-
-import bench
 from fake_judge import FAULTS, FakeJudge
 
 QUICK = ("--judge-model", "judge-7", "--timeout", "0.5", "--retry-wait", "0.01")
@@ -21,7 +18,7 @@ QUICK = ("--judge-model", "judge-7", "--timeout", "0.5", "--retry-wait", "0.01")
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bench.make(tmp_path_factory.mktemp("questions"))
+    return question_set.make(tmp_path_factory.mktemp("questions"))
 
 
 @pytest.fixture(autouse=True)
@@ -95,14 +92,14 @@ def test_a_killed_evaluation_goes_on(tiny_recipe: Path, tiny_cache: Path, questi
         child.send_signal(signal.SIGKILL)
         child.wait(timeout=30)
         answers = (tmp_path / "out" / "answers.jsonl").read_bytes()
-        kept = {row["key"] for row in bench.read(tmp_path / "out" / "calls.jsonl")}
+        kept = {row["key"] for row in question_set.read(tmp_path / "out" / "calls.jsonl")}
         assert 0 < len(kept) < 12
         judge.delay = 0.0
         done = evaluate(*arguments[1:], "--judge", judge.url)
         assert scores(done)["base"]["n"] == 12
         assert (tmp_path / "out" / "answers.jsonl").read_bytes() == answers, "no answer is made again"
         assert judge.sent.total() <= 12 + 2, "but for the two on their way"
-    keys = [row["key"] for row in bench.read(tmp_path / "out" / "calls.jsonl")]
+    keys = [row["key"] for row in question_set.read(tmp_path / "out" / "calls.jsonl")]
     assert len(keys) == len(set(keys)) == 12
 
 
@@ -129,7 +126,7 @@ def test_answers_of_a_file_and_of_an_address(questions: Path, tmp_path: Path):
         served = scores(evaluate("mt-bench", judge.url, "--model-name", "served", "--json", *QUICK,
                                  "--judge", judge.url, "--out", tmp_path / "address"))  # fmt: skip
         assert list(served) == ["served"]
-    asked = [row["request"] for row in bench.read(tmp_path / "address" / "answer_calls.jsonl")]
+    asked = [row["request"] for row in question_set.read(tmp_path / "address" / "answer_calls.jsonl")]
     talks = [each["messages"] for each in asked if len(each["messages"]) == 3]
     assert len(talks) == 6 and talks[0][1]["role"] == "assistant", "the second turn sees the first"
     assert {each["temperature"] for each in asked} == {0.7, 0.0, 0.1}
@@ -141,7 +138,7 @@ def test_two_models_in_pairs(questions: Path, tmp_path: Path):
                                 *QUICK, "--judge", judge.url, "--out", tmp_path / "pairs"))  # fmt: skip
         assert judge.sent.total() == 24
     assert set(found) == {"ada", "bob"} and found["ada"]["win"] == found["bob"]["loss"]
-    assert bench.read(tmp_path / "pairs" / "judgments.jsonl")[0]["model_1"] == "ada"
+    assert question_set.read(tmp_path / "pairs" / "judgments.jsonl")[0]["model_1"] == "ada"
 
 
 def test_a_model_judges(tiny_recipe: Path, questions: Path, tmp_path: Path):
@@ -149,7 +146,7 @@ def test_a_model_judges(tiny_recipe: Path, questions: Path, tmp_path: Path):
     found = scores(evaluate("alpaca-eval", questions / "cleo.json", "--version", 2, "--judge", f"engine:{model}",
                             "--out", tmp_path / "out", "--json"))  # fmt: skip
     assert found["n_total"] == 6, "it compares the two names' log-probabilities, so it always has a verdict"
-    rows = bench.read(tmp_path / "out" / "judgments.jsonl")
+    rows = question_set.read(tmp_path / "out" / "judgments.jsonl")
     assert all(1 < row["preference"] < 2 for row in rows)
 
 
@@ -172,7 +169,7 @@ def test_a_spent_budget_stops_and_keeps(questions: Path, tmp_path: Path):
         done = evaluate(*asked, "--judge", judge.url, "--max-calls", 5)
         assert done.code == 1 and "7 of 12 judgments were not asked for: the budget is spent" in done.err
         assert judge.sent.total() == 5 and not (tmp_path / "out" / "scores.json").exists()
-        assert sum(row["score"] != -1 for row in bench.read(tmp_path / "out" / "judgments.jsonl")) == 5
+        assert sum(row["score"] != -1 for row in question_set.read(tmp_path / "out" / "judgments.jsonl")) == 5
         assert scores(evaluate(*asked, "--judge", judge.url, "--max-calls", 12))["ada"]["n"] == 12
         assert judge.sent.total() == 12
 
@@ -194,6 +191,7 @@ def test_errors_are_one_line(questions: Path, tiny_recipe: Path, tmp_path: Path)
         (("mt-bench", "--judgments", questions / "cleo.json"), "not an MT-Bench judgment"),
         (("judge", questions / "cleo.json", *out), "`input` is missing"),
     ):  # fmt: skip
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         done = evaluate(*arguments)
         assert done.code == 2 and message in done.err, (arguments, done.err)
         assert len([line for line in done.err.splitlines() if line.startswith("error")]) == 1
@@ -202,7 +200,7 @@ def test_errors_are_one_line(questions: Path, tiny_recipe: Path, tmp_path: Path)
 
 
 def test_answers_to_another_question_set_are_refused(questions: Path, tmp_path: Path):
-    bench.write(tmp_path / "q.jsonl", [{"question_id": 900, "category": "stem", "turns": ["Why?"]}])
+    question_set.write(tmp_path / "q.jsonl", [{"question_id": 900, "category": "stem", "turns": ["Why?"]}])
     done = evaluate("mt-bench", questions / "ada.jsonl", "--questions", tmp_path / "q.jsonl", "--out", tmp_path / "o")
     assert done.code == 2 and "no answer to 1 of the 1 questions, the first 900" in done.err
 
@@ -219,7 +217,7 @@ def test_a_model_that_says_nothing(tmp_path: Path):
         patch.setattr("fake_judge.answer", lambda body: " ")
         done = evaluate("mt-bench", judge.url, "--model-name", "mute", "--out", tmp_path / "o")
     assert done.code == 1 and "mute answered nothing to any of 12 prompts" in done.err
-    assert len(bench.read(tmp_path / "o" / "answers.jsonl")) == 6, "what it said is kept"
+    assert len(question_set.read(tmp_path / "o" / "answers.jsonl")) == 6, "what it said is kept"
 
 
 def test_a_judges_quality(shared_data: Path, tmp_path: Path):
@@ -243,7 +241,7 @@ def test_results_are_on_the_card(tiny_run: Path, questions: Path, tmp_path: Path
     assert tiny.call("card", run).code == 0
     card = ModelCard.load(run / "export" / "README.md")
     average = next(iter(found.values()))["average"]
-    results = [each for each in card.data.eval_results or [] if each.metric_type == "mt_bench"]
+    results = [each for each in getattr(card.data, "eval_results", []) if each.metric_type == "mt_bench"]
     assert [each.metric_value for each in results] == [average]
     assert f"| MT-Bench | {average:.2f} |" in card.text and "judge-7" in card.text
 
@@ -264,3 +262,33 @@ def test_without_the_extra_a_line_says_what_to_install(
         "mt-bench", questions / "ada.jsonl", "--judge", "http://127.0.0.1:9", *QUICK, "--out", tmp_path / "o"
     )
     assert done.code == 2 and "pip install 'bactrian[eval]'" in done.err
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_a_real_model(shared_data: Path, smollm2: Path, tiny_cache: Path, tmp_path: Path):
+    """MT-Bench and AlpacaEval on all their questions, with every fault and a kill, give the faultless scores."""
+    for benchmark, count in (("mt-bench", 160), ("alpaca-eval", 805)):
+        common = ["--max-tokens", 16, "--json", *QUICK, "--data", shared_data, "--out", tmp_path / benchmark]
+        arguments = ["evaluate", benchmark, smollm2, *common]
+        with FakeJudge(FAULTS, seed=7, rate=0.5, hang=1.0).running() as judge:
+            command = tiny.command(*arguments, "--judge", judge.url)
+            child = subprocess.Popen(
+                command, env=tiny.environment(tiny_cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            deadline = time.monotonic() + 1200
+            while judge.good.total() < count // 4 and time.monotonic() < deadline and child.poll() is None:
+                time.sleep(0.02)
+            child.send_signal(signal.SIGKILL)
+            child.wait(timeout=30)
+            assert count // 4 <= judge.good.total() < count
+            faulty = scores(evaluate(*arguments[1:], "--judge", judge.url))
+            assert judge.done.total() > count // 4
+            # The eight on their way when it was killed are asked for again, nothing else.
+            assert judge.good.total() <= count + 8
+        keys = [row["key"] for row in question_set.read(tmp_path / benchmark / "calls.jsonl") if row.get("usable")]
+        assert len(keys) == len(set(keys))
+        with FakeJudge().running() as judge:
+            answers = shutil.copy(tmp_path / benchmark / "answers.jsonl", tmp_path / f"{benchmark}.jsonl")
+            again = ["--json", *QUICK, "--data", shared_data, "--out", tmp_path / f"{benchmark}-clean"]
+            clean = scores(evaluate(benchmark, answers, *again, "--judge", judge.url))
+        assert clean == faulty

@@ -186,6 +186,9 @@ def alpaca_eval(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Length-controlled win rates from published weights.")
     ] = None,
+    items: Annotated[
+        int | None, typer.Option(min=1, help="With weights: on how many items a model was judged.")
+    ] = None,
     version: Annotated[Literal["1", "2"], typer.Option(help="AlpacaEval 1.0 or 2.0.")] = "1",
     out: Out = None,
     as_json: AsJson = False,
@@ -199,7 +202,7 @@ def alpaca_eval(
 
     kind: rules.Version = 1 if version == "1" else 2
     if weights is not None:
-        scores = evaluating.score_weights(weights, files.difficulty, files.data)
+        scores = evaluating.score_weights(weights, files.difficulty, files.data, items)
         _tell(scores, as_json, False, "controlled")
         return
     if annotations is not None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,12 +122,10 @@ def _engine(model: str, format: ChatFormat, dtype: Dtype) -> Responder:
 @contextmanager
 def _generator(candidate: Candidate, folder: Folder, limits: Limits) -> Iterator[Generator]:
     if candidate.is_address:
-        if candidate.model_name is None:
-            raise InputError(f"{candidate.model}: say which model is to answer there, with --model-name")
         key = _key(candidate.model, candidate.key_name)
         store = Store(folder.file("answer_calls.jsonl"))
         try:
-            yield Endpoint(Address(candidate.model, candidate.model_name, key, candidate.key_name), store, limits)
+            yield Endpoint(Address(candidate.model, candidate.model_name or "", key, candidate.key_name), store, limits)
         finally:
             store.close()
     else:
@@ -136,6 +134,8 @@ def _generator(candidate: Candidate, folder: Folder, limits: Limits) -> Iterator
 
 def _settings(candidate: Candidate, questions: Path, **more: Any) -> Row:
     """What the answers depend on, but for the weights themselves."""
+    if candidate.is_address and candidate.model_name is None:
+        raise InputError(f"{candidate.model}: say which model is to answer there, with --model-name")
     return {
         "model": candidate.shown,
         "source": "address" if candidate.is_address else "engine",
@@ -159,18 +159,28 @@ def run_mt_bench(
         given = [_planned_mt_bench(side, own, bench) for side, own in sides]
         open_answers = sum(not answer.turns[0] for each in given for answer in each.values())
         return _plan(mt_bench_job.calls(bench, given), judging, folder, open_answers, candidate.max_tokens)
-    if judging.judge is None:
-        progress.say("no --judge: the answers are made, and nothing is judged")
-    mt_bench_job.keep_questions(folder, path, bench.questions)
-    given = [_answers_mt_bench(side, own, bench, path, judging.limits) for side, own in sides]
-    if judging.judge is None:
-        return {}
-    store = folder.store()
-    try:
-        judge = open_judge(judging, store)
+    with _opened(judging, folder) as judge:
+        mt_bench_job.keep_questions(folder, path, bench.questions)
+        given = [_answers_mt_bench(side, own, bench, path, judging.limits) for side, own in sides]
+        if judge is None:
+            return {}
         if against:
             return mt_bench_job.pairwise(folder, bench, given[0], given[1], judge)
         return mt_bench_job.single(folder, bench, given[0], judge)
+
+
+@contextmanager
+def _opened(
+    judging: Judging, folder: Folder, template: str | None = None, version: Version = 1
+) -> Iterator[AnyJudge | None]:
+    """The judge, or None; opened before anything is answered, so that what is wrong with it is known at once."""
+    if judging.judge is None:
+        progress.say("no --judge: the answers are made, and nothing is judged")
+        yield None
+        return
+    store = folder.store()
+    try:
+        yield open_judge(judging, store, template, version)
     finally:
         store.close()
 
@@ -212,31 +222,31 @@ def run_alpaca_eval(
         open_answers = sum(not output.output for output in outputs)
         calls = alpaca_eval_job.calls(pairs, files, version)
         return _plan(calls, judging, folder, open_answers, candidate.max_tokens)
-    if judging.judge is None:
-        progress.say("no --judge: the answers are made, and nothing is judged")
+    asks = judging.judge is not None and not judging.judge.startswith("reward:")
+    text = alpaca_eval_job.template(files, version) if asks else None
+    with _opened(judging, folder, text, version) as judge:
+        outputs = _outputs_alpaca_eval(candidate, folder, references, version, judging.limits)
+        pairs = alpaca_eval.pair(references, outputs)
+        if judge is None:
+            return {}
+        return alpaca_eval_job.run(folder, pairs, judge, files, version)
+
+
+def _outputs_alpaca_eval(
+    candidate: Candidate, folder: Folder, references: list[alpaca_eval.Output], version: Version, limits: Limits
+) -> list[alpaca_eval.Output]:
     if candidate.file:
         outputs = answers.given_alpaca_eval(candidate.file, candidate.name)
-        pairs = alpaca_eval.pair(references, outputs)
+        alpaca_eval.pair(references, outputs)  # or they are of another question set
         alpaca_eval_job.keep(folder, references)
-        rows = [{"instruction": each["instruction"], "output": each["output_2"]} for each in pairs]
-        folder.write_rows("answers.jsonl", [{**row, "generator": pairs[0]["generator_2"]} for row in rows])
-    else:
-        alpaca_eval_job.keep(folder, references)
-        questions = folder.file("questions.jsonl")
-        folder.settle(_settings(candidate, questions, benchmark=f"alpaca-eval {version}", asked=len(references)))
-        with _generator(candidate, folder, judging.limits) as generator:
-            how = Settings(max_tokens=candidate.max_tokens, seed=candidate.seed)
-            outputs = answers.answer_alpaca_eval(folder, generator, candidate.shown, references, how)
-        pairs = alpaca_eval.pair(references, outputs)
-    if judging.judge is None:
-        return {}
-    store = folder.store()
-    try:
-        text = None if judging.judge.startswith("reward:") else alpaca_eval_job.template(files, version)
-        judge = open_judge(judging, store, text, version)
-        return alpaca_eval_job.run(folder, pairs, judge, files, version)
-    finally:
-        store.close()
+        folder.write_rows("answers.jsonl", [asdict(output) for output in outputs])
+        return outputs
+    alpaca_eval_job.keep(folder, references)
+    questions = folder.file("questions.jsonl")
+    folder.settle(_settings(candidate, questions, benchmark=f"alpaca-eval {version}", asked=len(references)))
+    with _generator(candidate, folder, limits) as generator:
+        how = Settings(max_tokens=candidate.max_tokens, seed=candidate.seed)
+        return answers.answer_alpaca_eval(folder, generator, candidate.shown, references, how)
 
 
 def _planned_alpaca_eval(
@@ -259,13 +269,11 @@ def run_judge(
     items = judge_quality.read(paths)
     if judging.dry_run:
         return _plan(judge_quality.calls(items, prompt, samples, temperature), judging, folder, 0, 0)
-    store = folder.store()
-    try:
-        template, version = (None, 1) if isinstance(prompt, mt_bench.Template) else prompt
-        judge = open_judge(judging, store, template, cast(Version, version))
+    template, version = (None, 1) if isinstance(prompt, mt_bench.Template) else prompt
+    with _opened(judging, folder, template, cast(Version, version)) as judge:
+        if judge is None:
+            raise InputError("say with --judge who is to be measured")
         verdicts = judge_quality.judge(items, prompt, judge, samples, temperature)
-    finally:
-        store.close()
     folder.write_rows("judgments.jsonl", judge_quality.verdict_rows(items, verdicts))
     scores = judge_quality.measure(items, verdicts)
     folder.write_scores(scores, [], benchmark="judge", judge=judge.name)
@@ -340,13 +348,13 @@ def score_annotations(path: Path, files: alpaca_eval_job.Files, version: Version
     return scores
 
 
-def score_weights(path: Path, difficulty: Path | None, data: Path | None) -> Row:
+def score_weights(path: Path, difficulty: Path | None, data: Path | None, items: int | None = None) -> Row:
     """Length-controlled win rates of every model whose weights a file holds. Raises `DataError`."""
     found = difficulty or published.beside(data or path.parent, alpaca_eval_job.DIFFICULTIES)
     if found is None:
         raise InputError(f"{path}: weights need the items' difficulties; give them with --difficulty")
     difficulties = length_control.read_difficulties(found)
     return {
-        model: length_control.from_weights(weights, difficulties).as_row()
+        model: length_control.from_weights(weights, difficulties, items).as_row()
         for model, weights in length_control.read_weights(path).items()
     }

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import bench
 import pytest
+import question_set
 from fake_judge import FakeJudge
 
 
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the small question set's files. Nothing writes there."""
-    return bench.make(tmp_path_factory.mktemp("questions"))
+    return question_set.make(tmp_path_factory.mktemp("questions"))
 
 
 @pytest.fixture

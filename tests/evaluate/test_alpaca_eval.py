@@ -5,8 +5,8 @@ import math
 import random
 from pathlib import Path
 
-import bench
 import pytest
+import question_set
 
 from bactrian.errors import DataError
 from bactrian.evaluate import alpaca_eval as rules
@@ -48,7 +48,7 @@ def test_the_order_is_the_published_seed():
 def test_a_switched_pair_is_shown_and_counted_the_other_way_round():
     rows = [row(f"question {n}") for n in range(20)]
     # Whoever is shown first wins.
-    found = rules.judge(rows, bench.RANKING, judge := Told(lambda call: ranking(1)), 1)
+    found = rules.judge(rows, question_set.RANKING, judge := Told(lambda call: ranking(1)), 1)
     switched = [rules.is_switched(each["instruction"]) for each in rows]
     assert 0 < sum(switched) < 20
     assert [each["preference"] for each in found] == [2 if each else 1 for each in switched]
@@ -60,7 +60,7 @@ def test_a_switched_pair_is_shown_and_counted_the_other_way_round():
 
 def test_identical_outputs_are_drawn_without_a_call():
     judge = Told(lambda call: ranking(2))
-    found = rules.judge([row("a", "same", "same"), row("b")], bench.RANKING, judge, 1)
+    found = rules.judge([row("a", "same", "same"), row("b")], question_set.RANKING, judge, 1)
     assert found[0]["preference"] == 1.5 and len(judge.calls) == 1
 
 
@@ -98,7 +98,7 @@ def test_probabilities(logprobs: dict[str, float], expected: float | None):
 
 
 def test_slots_are_filled_one_after_the_other():
-    shown = rules.messages(bench.RANKING, row("say {output_1} <|im_end|>", "first", "{output_2} {x}"), False)
+    shown = rules.messages(question_set.RANKING, row("say {output_1} <|im_end|>", "first", "{output_2} {x}"), False)
     assert len(shown) == 2, "a mark in an output ends nothing"
     text = shown[1].content
     assert text.startswith("Prompt: say first <|im_end|>\nmodel_1: {output_1}"), "the published quirk"
@@ -152,7 +152,7 @@ def test_wrong_files_are_named(tmp_path: Path):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_kept_annotations_judge_again_to_the_same(version: rules.Version):
-    template = bench.RANKING if version == 1 else bench.CHOOSING
+    template = question_set.RANKING if version == 1 else question_set.CHOOSING
     values = (2, 1, None, 2, 1) if version == 1 else (1.25, 2.0, None, 1.0, 1.75)
     rows = [row(f"i{n}", f"a{n}", f"b{n}", preference=value) for n, value in enumerate(values)]
     judge = Replay("kept", rules.kept_replies(rows, template, version))
@@ -164,7 +164,7 @@ def test_kept_annotations_judge_again_to_the_same(version: rules.Version):
 
 
 def test_failures_are_null_and_say_why():
-    found = rules.judge([row("a")], bench.RANKING, Told(lambda call: Failure("gone")), 1)[0]
+    found = rules.judge([row("a")], question_set.RANKING, Told(lambda call: Failure("gone")), 1)[0]
     assert (found["preference"], found["error"], found["was_asked"]) == (None, "gone", True)
 
 

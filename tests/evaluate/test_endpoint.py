@@ -9,8 +9,8 @@ import threading
 import time
 from pathlib import Path
 
-import bench
 import pytest
+import question_set
 from fake_judge import FAULTS, FakeJudge, answer
 
 from bactrian.data.records import Message
@@ -48,7 +48,7 @@ def test_with_every_fault_the_replies_are_the_faultless_ones(tmp_path: Path):
         assert [reply.text for reply in found if isinstance(reply, Reply)] == expected(asked)
         assert set(judge.done) == set(FAULTS), "every fault was met"
         assert set(judge.good.values()) == {1}, "nothing that was answered is asked again"
-        assert len(bench.read(tmp_path / "calls.jsonl")) == judge.sent.total(), "every request is on the record"
+        assert len(question_set.read(tmp_path / "calls.jsonl")) == judge.sent.total(), "every request is on the record"
 
 
 def test_equal_calls_are_sent_once_and_kept_ones_never(judge: FakeJudge, tmp_path: Path):

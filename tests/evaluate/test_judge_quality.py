@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import bench
 import pytest
+import question_set
 
 from bactrian.errors import DataError
 from bactrian.evaluate import judge_quality as quality
@@ -13,7 +13,7 @@ from bactrian.evaluate.judge import Reward
 from bactrian.evaluate.judge_quality import Item
 from bactrian.evaluate.mt_bench import Template
 
-PROMPT = Template("pair-v2", "pairwise", "Say [[A]], [[B]] or [[C]].", bench.PAIR, "[[A]]")
+PROMPT = Template("pair-v2", "pairwise", "Say [[A]], [[B]] or [[C]].", question_set.PAIR, "[[A]]")
 # The better output is longer in every second item, and stands first in half.
 ITEMS = [
     Item(f"q{n}", ("good" + "!" * (n % 2 * 9), "wrong!!") if n % 4 < 2 else ("wrong!!", "good" + "!" * (n % 2 * 9)),
@@ -91,7 +91,7 @@ def test_self_consistency_is_over_samples():
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_with_alpaca_evals_prompts(version):
-    prompt = (bench.RANKING if version == 1 else bench.CHOOSING, version)
+    prompt = (question_set.RANKING if version == 1 else question_set.CHOOSING, version)
     calls = quality.calls(ITEMS[:1], prompt, 1, 0.0)
     assert "good\n" in calls[0].messages[-1].content.split("wrong")[0], "first as it stands, then switched"
     assert "good" not in calls[1].messages[-1].content.split("wrong")[0].split("\n", 1)[1]

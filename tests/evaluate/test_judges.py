@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import bench
 import pytest
+import question_set
 
 from bactrian.errors import DataError, InputError
 from bactrian.evaluate import judge as judges
@@ -47,9 +47,9 @@ def test_a_model_at_hand_chooses_by_log_probability(tmp_path: Path):
 
 
 def test_replay_reads_every_layout(tmp_path: Path):
-    bench.write(tmp_path / "single.jsonl", [{"user_prompt": "a", "judgment": "[[3]]", "judge": ["gpt-4", "x"]}])
+    question_set.write(tmp_path / "single.jsonl", [{"user_prompt": "a", "judgment": "[[3]]", "judge": ["gpt-4", "x"]}])
     pairs = {"g1_user_prompt": "a", "g1_judgment": "[[A]]", "g2_user_prompt": "b", "g2_judgment": "[[B]]"}
-    bench.write(tmp_path / "pair.jsonl", [pairs])
+    question_set.write(tmp_path / "pair.jsonl", [pairs])
     store = Store(tmp_path / "calls.jsonl")
     store.add("k", Call(chat("s", "a"), 3), Reply("[[7]]"), True, model="judge-7")
     store.close()
@@ -60,7 +60,7 @@ def test_replay_reads_every_layout(tmp_path: Path):
     assert judges.replay(tmp_path / "pair.jsonl").ask(asked, bool) == [Reply("[[A]]"), Reply("[[B]]")]
     own = judges.replay(tmp_path / "calls.jsonl")
     assert (own.name, own.ask(asked, bool)) == ("judge-7", [Reply("[[7]]"), missing])
-    bench.write(tmp_path / "other.jsonl", [{"prompt": "a"}])
+    question_set.write(tmp_path / "other.jsonl", [{"prompt": "a"}])
     with pytest.raises(DataError, match="not a kept judgment"):
         judges.replay(tmp_path / "other.jsonl")
 

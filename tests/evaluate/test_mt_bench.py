@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import bench
 import pytest
+import question_set
 
 from bactrian.errors import DataError
 from bactrian.evaluate import mt_bench, mt_bench_job, published
@@ -80,9 +80,9 @@ def test_single_prompts_by_category_and_turn(small: Bench, ada: dict[int, Answer
     by_key = {(row["question_id"], row["turn"]): row for row in rows}
     writing, maths = by_key[300, 1], by_key[301, 2]
     assert writing["judge"] == ["told", "single-v1"]
-    assert writing["user_prompt"] == bench.RATE.format(question="What is 0?", answer="ada says 0.")
+    assert writing["user_prompt"] == question_set.RATE.format(question="What is 0?", answer="ada says 0.")
     assert maths["judge"] == ["told", "single-math-v1-multi-turn"]
-    assert maths["user_prompt"] == bench.RATE_TALK_BY_REFERENCE.format(
+    assert maths["user_prompt"] == question_set.RATE_TALK_BY_REFERENCE.format(
         question_1="What is 1?", question_2="And after 1?", ref_answer_1="One.", ref_answer_2="Two.",
         answer_1="ada says 1.", answer_2="ada says 2.",
     )  # fmt: skip
@@ -117,15 +117,15 @@ def test_pairs_are_judged_in_both_orders(small: Bench, ada: dict[int, Answer], b
 
 
 def test_wrong_files_are_named(questions: Path, tmp_path: Path):
-    bench.write(tmp_path / "q.jsonl", [{"question_id": 1, "category": "math"}])
+    question_set.write(tmp_path / "q.jsonl", [{"question_id": 1, "category": "math"}])
     with pytest.raises(DataError, match=r"q.jsonl:1: not an MT-Bench question"):
         mt_bench.read_questions(tmp_path / "q.jsonl")
-    bench.write(tmp_path / "twice.jsonl", [{"question_id": 1, "category": "math", "turns": ["a"]}] * 2)
+    question_set.write(tmp_path / "twice.jsonl", [{"question_id": 1, "category": "math", "turns": ["a"]}] * 2)
     with pytest.raises(DataError, match="twice"):
         mt_bench.read_questions(tmp_path / "twice.jsonl")
     with pytest.raises(DataError, match="not an MT-Bench answer"):
         mt_bench.read_answers(questions / "question.jsonl")
-    bench.write(tmp_path / "p.jsonl", [{"name": "single-v1", "type": "single", "system_prompt": ""}])
+    question_set.write(tmp_path / "p.jsonl", [{"name": "single-v1", "type": "single", "system_prompt": ""}])
     with pytest.raises(DataError, match="prompt_template"):
         mt_bench.read_templates(tmp_path / "p.jsonl")
 

@@ -192,9 +192,12 @@ def _fitted(annotations: Sequence[dict[str, Any]], difficulties: np.ndarray, gam
     return _controlled(weights, difficulties, gamed.basis)
 
 
-def from_weights(weights: Weights, difficulties: Difficulties) -> Controlled:
-    """The length-controlled win rate that published weights stand for."""
-    return _controlled(weights, difficulties.values, "from published weights")
+def from_weights(weights: Weights, difficulties: Difficulties, items: int | None = None) -> Controlled:
+    """The length-controlled win rate that published weights stand for.
+
+    A model whose annotations lack rows was scored on so many `items`, the first ones.
+    """
+    return _controlled(weights, difficulties.values[:items], "from published weights")
 
 
 def read_weights(path: Path) -> dict[str, Weights]:

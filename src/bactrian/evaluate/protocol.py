@@ -11,7 +11,9 @@ from typing import NamedTuple, Protocol
 from bactrian.data.records import Messages
 from bactrian.errors import InputError
 
-Prompt = str | Messages  # text to continue as it stands, or a conversation to answer in the model's chat format
+# Text to continue as it stands, or a conversation to answer in the model's chat format; one that ends in an assistant's
+# turn is continued there.
+Prompt = str | Messages
 
 
 @dataclass(frozen=True)
