@@ -32,7 +32,8 @@ TASKS = {
         "output_type": "generate_until",
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{choices[0]}}",
-        "generation_kwargs": {"until": ["a"], "max_gen_toks": 24, "do_sample": False},
+        # A letter that is in no special token: lm-eval's own check for stops reads those too.
+        "generation_kwargs": {"until": ["h"], "max_gen_toks": 24, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
     },
     "rolling": {
