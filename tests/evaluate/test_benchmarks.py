@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bactrian.data.records import Message
+from bactrian.data.records import Message, Messages
 from bactrian.errors import DataError
 from bactrian.evaluate import sandbox
 from bactrian.evaluate.benchmarks import bbh, bundled, gsm8k, humaneval, mmlu, task, tydiqa
@@ -38,6 +38,11 @@ class Scripted:
         self.prompts = list(contexts)
         assert list(continuations) == [" A", " B", " C", " D"] * (len(contexts) // 4)
         return [Score(value, False) for value in self.logprobs]
+
+
+def conversation(prompt: Prompt) -> Messages:
+    assert not isinstance(prompt, str)
+    return prompt
 
 
 def whole(text: str, tokens: int) -> str:
@@ -96,7 +101,7 @@ def test_gsm8k_draws_the_200_questions_of_the_paper_and_shows_eight_examples(sha
     responder = Scripted(["I think 3 and then 1,234.", "none"])
     graded = gsm8k.run(responder, whole, {**data, "rows": [{"question": " Q? ", "answer": "1234"}] * 2})
     assert [item.value for item in graded] == [1.0, 0.0]
-    question, begun = responder.prompts[0]
+    question, begun = conversation(responder.prompts[0])
     assert question.content.startswith("Answer the following questions.\n\nQuestion: There are 15 trees")
     assert question.content.endswith("So the answer is 8.\n\nQuestion: Q?")
     assert begun == Message("assistant", "Answer:")
@@ -189,7 +194,7 @@ def test_tydiqa_draws_by_language_and_asks_in_it(tydiqa_folder):
     assert set(clipped) == {512}
     assert graded[0].value == pytest.approx(1.0) and graded[1].value == 0.0
     example = data["examples"]["finnish"]
-    question, begun = responder.prompts[-1]
+    question, begun = conversation(responder.prompts[-1])
     assert question.content == (
         f"Tee se.\n\nK: All is in\nK2: {example['question']}\nV: {example['answers'][0]}\n\n"
         f"K: All is in\nK2: {data['rows'][-1]['question']}\n"

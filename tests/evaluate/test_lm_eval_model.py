@@ -19,6 +19,10 @@ from bactrian.errors import InputError
 from bactrian.evaluate.lm_eval_model import Model
 from bactrian.respond import Respondent
 
+# lm-eval's decorators hide what these take.
+simple_evaluate: Any = lm_eval.simple_evaluate
+Reference: Any = HFLM
+
 WORDS = "Where does Ada find bread? Good day! Boris finds maps at the harbour, and letters at the school tower."
 TASKS = {
     "choices": {
@@ -32,7 +36,8 @@ TASKS = {
         "output_type": "generate_until",
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{choices[0]}}",
-        "generation_kwargs": {"until": ["a"], "max_gen_toks": 24, "do_sample": False},
+        # A letter that is in no special token: lm-eval's own check for stops reads those too.
+        "generation_kwargs": {"until": ["h"], "max_gen_toks": 24, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
     },
     "rolling": {
@@ -82,13 +87,13 @@ def respondent(folder) -> Respondent:
 
 
 @pytest.fixture(scope="module")
-def reference(folder) -> HFLM:
-    return HFLM(pretrained=str(folder / "model"), device="cpu", dtype="float32", batch_size=4)
+def reference(folder) -> Any:
+    return Reference(pretrained=str(folder / "model"), device="cpu", dtype="float32", batch_size=4)
 
 
 def responses(model, folder: Path, name: str, chat: bool, shots: int | None) -> list[list[Any]]:
     os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
-    found = lm_eval.simple_evaluate(
+    found = simple_evaluate(
         model=model,
         tasks=[f"tiny_{name}"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),

@@ -20,6 +20,10 @@ from bactrian import assistant, verbs
 from bactrian.evaluate.lm_eval_model import Model
 from bactrian.respond import Respondent
 
+# lm-eval's decorators hide what these take.
+simple_evaluate: Any = lm_eval.simple_evaluate
+Reference: Any = HFLM
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
@@ -37,13 +41,13 @@ def ours(exported) -> Model:
 
 
 @pytest.fixture(scope="module")
-def theirs(exported) -> HFLM:
-    return HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=8)
+def theirs(exported) -> Any:
+    return Reference(pretrained=str(exported), device="cpu", dtype="float32", batch_size=8)
 
 
 def responses(model: Any, folder: Path, name: str, chat: bool = False) -> list[list[Any]]:
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = lm_eval.simple_evaluate(
+    found = simple_evaluate(
         model=model,
         tasks=[name],
         task_manager=manager,

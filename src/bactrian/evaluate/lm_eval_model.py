@@ -52,7 +52,8 @@ class Model(LM):
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         contexts, continuations = zip(*(request.args for request in requests), strict=True)
-        return [tuple(score) for score in self._responder.score([*map(self._prompt, contexts)], continuations)]
+        scores = self._responder.score([*map(self._prompt, contexts)], continuations)
+        return [(score.logprob, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         texts = [text for (text,) in (request.args for request in requests)]

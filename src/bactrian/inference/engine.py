@@ -31,7 +31,7 @@ from bactrian.model.prefix import Prefix
 _LOOK_EVERY = 8  # steps between two looks of the host at what was generated
 _SMALLEST_BUCKET = 32
 _READ_AT_ONCE = 512  # tokens of a prompt per prefill call: bounds its attention scores and the number of programs
-_LARGE = 1024  # caches above this size are multiples of it; below they are powers of two
+_LARGE = 1024  # requests whose caches are longer run together by multiples of it, shorter ones by powers of two
 _GROUP_COST = 4096  # tokens read in the time that slots stand idle because prompts that begin alike run by themselves
 
 Finish = Literal["stop", "length"]
@@ -134,7 +134,7 @@ class Engine:
             before = self._read_shared(arrays[members[0]][:shared]) if shared else None
             requests = [_request(index, arrays[index][shared:], settings) for index in members]
             # One long prompt does not make the caches of all others long.
-            for _, alike in groupby(sorted(requests, key=lambda each: each.places), lambda each: each.places):
+            for _, alike in groupby(sorted(requests, key=lambda each: each.places), lambda each: _size(each.places)):
                 for index, tokens, finish in self._run(list(alike), settings, _LOOK_EVERY, before, ended):
                     pieces[index].append(tokens)
                     finishes[index] = finish or finishes[index]
@@ -184,7 +184,7 @@ class Engine:
         ended: Ended | None = None,
     ) -> Iterator[tuple[int, np.ndarray, Finish | None]]:
         """Answers requests of one cache size: (index, new tokens, how it ended or None), as the host learns them."""
-        places = requests[0].places
+        places = _rounded(max(request.places for request in requests))
         count = min(_power_of_two(len(requests)), self.max_rows)
         cache, rows = _empty(self.config, count, places, self.dtype)
         knobs = sampling.Knobs(
@@ -223,7 +223,7 @@ class Engine:
         before: Prefix | None,
     ):
         """The batch with the request in the slot; the next step reads its prompt's last token, all before is read."""
-        own = _empty(self.config, 1, request.places, self.dtype)[0]
+        own = _empty(self.config, 1, cache.keys[0].shape[2], self.dtype)[0]
         own = self._fill(_parts(request.prompt[:-1]), own, before)
         key = jax.random.fold_in(jax.random.PRNGKey(settings.seed), request.index)
         length = len(request.prompt) - 1
@@ -289,7 +289,7 @@ def _until_end(drawn: np.ndarray, left: int, stop_ids: tuple[int, ...]) -> tuple
 
 def _request(index: int, prompt: np.ndarray, settings: Settings) -> _Request:
     padded_end = sum(len(part) for part in _parts(prompt[:-1]))
-    return _Request(index, prompt, _cache_bucket(max(padded_end, len(prompt) + settings.max_tokens)))
+    return _Request(index, prompt, max(padded_end, len(prompt) + settings.max_tokens))
 
 
 def _parts(tokens: np.ndarray) -> list[np.ndarray]:
@@ -302,10 +302,17 @@ def _parts(tokens: np.ndarray) -> list[np.ndarray]:
     return parts
 
 
-def _cache_bucket(places: int) -> int:
+def _size(places: int) -> int:
+    """Which requests run together: those whose caches round up to the same power of two, or step of `_LARGE`."""
     if places > _LARGE:
         return -(-places // _LARGE) * _LARGE
     return max(_SMALLEST_BUCKET, _power_of_two(places))
+
+
+def _rounded(places: int) -> int:
+    """The places of a cache: as many as are needed, up to an eighth more, since every step reads them all."""
+    grain = max(_SMALLEST_BUCKET, _power_of_two(places) >> 3)
+    return -(-places // grain) * grain
 
 
 def _power_of_two(count: int) -> int:

@@ -151,7 +151,7 @@ def forward(
         def attend(queries, keys, values):
             if known is None or before is None:
                 return own(queries, keys, values)
-            layers_own = Prefix(*known, before.length)
+            layers_own = Prefix(known[0], known[1], before.length)
             return prefixes.attend(queries, keys, values, places, config.sliding_window, layers_own)
 
         layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)

@@ -116,8 +116,11 @@ def _attend(queries_BGRTK, keys_BGSK, values_BGSK, seen_BTS, before: Prefix, see
     highest = functools.reduce(jnp.maximum, [jnp.max(each, axis=-1, keepdims=True) for each in scores])
     weights = [jnp.exp(each - highest) for each in scores]
     total = sum(jnp.sum(each, axis=-1, keepdims=True) for each in weights)
-    mixed = sum(
-        jnp.einsum(product, each.astype(own.dtype), own, preferred_element_type=jnp.float32)
-        for each, (product, own) in zip(weights, values, strict=True)
+    mixed = functools.reduce(
+        jnp.add,
+        [
+            jnp.einsum(product, each.astype(own.dtype), own, preferred_element_type=jnp.float32)
+            for each, (product, own) in zip(weights, values, strict=True)
+        ],
     )
     return (mixed / total).astype(queries_BGRTK.dtype).reshape(queries_BGRTK.shape)
