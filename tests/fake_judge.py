@@ -53,8 +53,7 @@ class FakeJudge:
         class Handler(_Handler):
             owner = judge
 
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", port), Handler)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         self.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -84,6 +83,11 @@ def logprobs(prompt: str) -> list[dict[str, Any]]:
     import math
 
     return [{"token": "m", "logprob": math.log(share)}, {"token": "M", "logprob": math.log(1 - share)}]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # or connections made at once wait a second for one another
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -109,6 +109,10 @@ class Store:
     def close(self) -> None:
         self._file.close()
 
+    def __del__(self):
+        if hasattr(self, "_file"):
+            self._file.close()
+
     def find(self, key: str, reasks: int) -> Reply | None:
         """The reply to keep: a usable one, or the last where it was asked for often enough."""
         replies = self._replies.get(key, [])
