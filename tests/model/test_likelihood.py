@@ -90,7 +90,8 @@ def test_a_cache_after_a_prefix_is_a_cache_that_begins_with_it(config):
         part = jnp.array(np.stack([tokens[start:stop]] * 2))
         hidden_BTD, cache = llama.extend(unstacked, config, part, cache, jnp.full(2, start - 9), prefix)
         hidden.append(hidden_BTD)
-    zeros = np.zeros((1, 20), int)
-    expected = llama.forward(weights, config, jnp.array(tokens[None]), Places(zeros + 1, zeros, np.arange(20)[None]))
+    zeros = jnp.zeros((1, 20), int)
+    places = Places(zeros + 1, zeros, jnp.arange(20)[None])
+    expected = llama.forward(weights, config, jnp.array(tokens[None]), places)
     for row in jnp.concatenate(hidden, axis=1):
         np.testing.assert_allclose(row, expected[0, 9:], atol=2e-4)

@@ -94,16 +94,16 @@ def test_the_total_makes_the_logits_once():
         """Products with an axis of the vocabulary's length, in the program of the value and its gradient."""
         program = jax.make_jaxpr(jax.value_and_grad(function, (0, 1)))(hidden, weight).jaxpr
         equations = [equation for jaxpr in jaxprs(program) for equation in jaxpr.eqns]
-        shapes = [
-            [variable.aval.shape for variable in (*each.invars, *each.outvars)]
-            for each in equations
-            if each.primitive.name == "dot_general"
-        ]
-        return sum(any(VOCABULARY in shape for shape in found) for found in shapes)
+        sides = [(*each.invars, *each.outvars) for each in equations if each.primitive.name == "dot_general"]
+        return sum(any(VOCABULARY in getattr(side.aval, "shape", ()) for side in found) for found in sides)
 
     assert products(lambda hidden, weight: logprobs.total(hidden, weight, targets, scales, chunk=4)) == 3
     learnt = scales != 0
-    assert products(lambda *given: jnp.sum(logprobs.selected(*given, targets, learnt, chunk=4) * scales)) == 4
+
+    def by_place(hidden, weight):
+        return jnp.sum(logprobs.selected(hidden, weight, targets, learnt, chunk=4) * scales)
+
+    assert products(by_place) == 4
 
 
 def test_bfloat16_hidden_states_give_float32_values_to_the_inputs_precision():
