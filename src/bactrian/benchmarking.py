@@ -131,7 +131,9 @@ def show(scores: Row) -> None:
             continue
         beside = f"{row['paper']['score']:.1f}" if "paper" in row else row.get("note", "")
         table.add_row(row["title"], row["metric"], f"{row['score']:.2f}", _range(row, 2), str(row["n"]), beside)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    # Where it goes to a file, no cell needs to be broken.
+    Console(highlight=False, width=None if console.is_terminal else 140).print(table)
 
 
 def _range(row: Row, digits: int) -> str:

@@ -60,7 +60,7 @@ def branching(after: int) -> tuple[np.ndarray, Places]:
 
 
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["full", "windowed"])
-@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("padding", [0, 5, 80])
 def test_rows_after_a_prefix_are_rows_that_begin_with_it(config, padding):
     weights = parameters(config)
     beginning = np.random.default_rng(3).integers(0, 61, 11)

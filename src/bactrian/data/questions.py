@@ -20,7 +20,7 @@ _LENGTHS = tuple(base << shift for shift in range(9) for base in (64, 80, 96, 11
 _ATTENTION_FREE = 2700.0  # places of a row that take twice as long as those of the shortest, measured on a CPU
 _BATCH_COST = 20  # places that could be read in the time that a batch takes beside its places
 _SMALLEST_CLASS = 8  # segments up to so many places, as a power of two, share rows whatever their lengths
-_FEWEST_ASKED = 64
+_FEWEST_ASKED = 16
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def batches(requests: Sequence[Request], at_once: int) -> list[Batches]:
         ]
         rows = []
         for alike in _by_size(segments):
-            rows += [_fill(batch, requests, length) for length, batch in _pack(alike, at_once)]
+            rows += [_fill(batch, requests, length, at_once) for length, batch in _pack(alike, at_once)]
         found.append(Batches(requests[group.members[0]].context[: group.shared], rows))
     return found
 
@@ -131,8 +131,8 @@ def _pack(segments: list[_Segment], at_once: int) -> list[tuple[int, list[list[_
     return [(length, filled[start : start + count]) for start in range(0, len(filled), count)]
 
 
-def _fill(rows: list[list[_Segment]], requests: Sequence[Request], length: int) -> Rows:
-    height = _power_of_two(len(rows))
+def _fill(rows: list[list[_Segment]], requests: Sequence[Request], length: int, at_once: int) -> Rows:
+    height = min(_power_of_two(len(rows)), max(1, at_once // length))
     tokens, segments, branches, positions = (np.zeros((height, length), np.int32) for _ in range(4))
     questions: list[tuple[int, list[int]]] = []
     asked: list[Asked] = []

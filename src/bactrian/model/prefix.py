@@ -18,6 +18,7 @@ from bactrian.model.attention import Places
 
 _BLOCK = 128  # queries whose scores over their row are computed at once, more where a row has very many
 _BLOCKS = 16  # at most, so that a long row compiles as fast as a short one
+_COPIED = 64  # places of a prefix that are cheaper copied in front of every row than multiplied apart
 _LOWEST = -1e30  # the score of what is not seen: finite, so that a place that sees nothing has a maximum
 
 
@@ -102,6 +103,13 @@ def _attend(queries_BGRTK, keys_BGSK, values_BGSK, seen_BTS, before: Prefix, see
     """One softmax over the prefix and the row; the prefix's part is one matrix product for all rows."""
     rows, groups, shared, length, width = queries_BGRTK.shape
     flat = queries_BGRTK.reshape(rows, groups, shared * length, width)
+    if 0 < seen_BTP.shape[-1] <= _COPIED:
+
+        def joined(prior_GPK, own_BGSK):
+            return jnp.concatenate([jnp.broadcast_to(prior_GPK, (rows, *prior_GPK.shape)), own_BGSK], axis=2)
+
+        keys_BGSK, values_BGSK = joined(before.keys, keys_BGSK), joined(before.values, values_BGSK)
+        seen_BTS, seen_BTP = jnp.concatenate([seen_BTP, seen_BTS], axis=-1), seen_BTP[..., :0]
 
     def masked(scores: jax.Array, seen: jax.Array) -> jax.Array:
         by_head = scores.reshape(rows, groups, shared, length, -1)
