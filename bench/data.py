@@ -114,7 +114,8 @@ def _bactrian(format: str) -> Callable[[list[Turns], str], dict[str, Any]]:
         from bactrian.data.records import Conversation, Example, Message
         from bactrian.model import hub
 
-        found = tokenizer.load(hub.locate_tokenizer(model)).with_template(TEMPLATE)
+        found = tokenizer.load(hub.locate_tokenizer(model))
+        found = found.with_template(_template(found))
         chat = Chat(found, "tulu" if format == "tulu" else "model")
         chat.render_many([Conversation((Message("user", "a"), Message("assistant", "b")), "warm-up")])
         begin = time.perf_counter()
@@ -137,10 +138,8 @@ def _transformers(batch: int) -> Callable[[list[Turns], str], dict[str, Any]]:
         from bactrian.model import hub
 
         with tempfile.TemporaryDirectory() as folder:
-            found = tokenizer.load(hub.locate_tokenizer(model)).with_template(TEMPLATE)
-            # A template writes BOS only where the tokenizer itself begins with one, as Tulu's format does here.
-            template = TEMPLATE if found.prefix_ids else TEMPLATE.removeprefix("{{ bos_token }}")
-            tokenizer.save(found.with_template(template), Path(folder))
+            found = tokenizer.load(hub.locate_tokenizer(model))
+            tokenizer.save(found.with_template(_template(found)), Path(folder))
             peer = AutoTokenizer.from_pretrained(folder)
         ids: list[list[int]] = []
         masks: list[list[int]] = []
@@ -156,6 +155,11 @@ def _transformers(batch: int) -> Callable[[list[Turns], str], dict[str, Any]]:
         return {"seconds": seconds, "digests": [_digest(*pair) for pair in zip(ids, masks, strict=True)]}
 
     return side
+
+
+def _template(found: Any) -> str:
+    """The template; it writes BOS only where the tokenizer itself begins with one, as Tulu's format does here."""
+    return TEMPLATE if found.prefix_ids else TEMPLATE.removeprefix("{{ bos_token }}")
 
 
 def _digest(ids: Any, mask: Any) -> tuple[str, str]:
