@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a line per thing that happens, a bar for what takes long."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
+
+_WORTH_A_LINE = 1.0  # seconds: what is over sooner needs no progress shown
 
 
 def say(text: str) -> None:
@@ -23,12 +26,14 @@ class Bar:
         self._task = progress.add_task(title, total=total, completed=done, note="")
         self._plain = not console.is_terminal
         self._tenths = -1
+        self._opened = time.monotonic()
 
     def to(self, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` are done; `note` says how it goes."""
         self._progress.update(self._task, completed=done, total=total, note=note)
         # Where nothing can be redrawn, a line now and then.
-        if self._plain and total and 10 * done // total != self._tenths:
+        long = time.monotonic() - self._opened > _WORTH_A_LINE
+        if self._plain and long and total and 10 * done // total != self._tenths:
             self._tenths = 10 * done // total
             say(f"{self._title} {done}/{total} {note}")
 

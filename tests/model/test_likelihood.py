@@ -56,7 +56,7 @@ def branching(after: int) -> tuple[np.ndarray, Places]:
     segments = np.array([[1] * 14 + [2] * 8 + [0] * 2])
     branches = np.array([[0] * 6 + [1] * 4 + [2] * 4 + [0] * 10])
     positions = np.array([[*range(10), *range(6, 10), *range(8), 0, 0]]) + after
-    return tokens, Places(segments, branches, positions)
+    return tokens, Places(jnp.asarray(segments), jnp.asarray(branches), jnp.asarray(positions))
 
 
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["full", "windowed"])
@@ -71,8 +71,8 @@ def test_rows_after_a_prefix_are_rows_that_begin_with_it(config, padding):
     for segment, branch in ((1, 1), (1, 2), (2, 0)):
         own = (places.segments[0] == segment) & np.isin(places.branches[0], [0, branch])
         path = np.concatenate([beginning, tokens[0, own]])[None]
-        zeros = np.zeros_like(path)
-        alone = Places(zeros + 1, zeros, np.arange(path.shape[1])[None])
+        zeros = jnp.zeros(path.shape, int)
+        alone = Places(zeros + 1, zeros, jnp.arange(path.shape[1])[None])
         expected = llama.forward(weights, config, jnp.array(path), alone)
         np.testing.assert_allclose(found[0, own], expected[0, 11:], atol=2e-4)
 
