@@ -49,9 +49,12 @@ def metaspace(scheme: str) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
 
 
-def byte_level(add_space: bool, normalizer: Any = None) -> Tokenizer:
+def byte_level(add_space: bool, normalizer: Any = None, digits: bool = False) -> Tokenizer:
     engine = engines.Tokenizer(models.BPE())
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_space)
+    pattern = pre_tokenizers.ByteLevel(add_prefix_space=add_space)
+    engine.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pattern]) if digits else pattern
+    )
     engine.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -73,11 +76,12 @@ TOKENIZERS = {
     "never": sentencepiece_like(None, metaspace("never")),
     "added word": sentencepiece_like(BOTH, None, [{**WORD, "special": False}]),
     "bytes": byte_level(False),
+    "bytes, digits apart": byte_level(False, digits=True),
     "bytes with a space": byte_level(True),
     "composed bytes": byte_level(False, {"type": "NFC"}),
     "lowercase": byte_level(False, {"type": "Lowercase"}),
 }
-CUT_INTO_WORDS = {"llama2", "no prefix", "first", "always", "never"}
+CUT_INTO_WORDS = {"llama2", "no prefix", "first", "always", "never", "bytes", "bytes, digits apart"}
 TEXT = st.text(st.sampled_from("the catomsn  \n\t▁</s><é😀e\u0301ÅA\u030a\x000x"), max_size=40)
 
 
@@ -147,9 +151,22 @@ def nasty() -> Iterator[str]:
         "<0x0A>",
         "a",
         "The",
+        " The",
+        " 5",
+        "7",
+        "½",
+        " ½",
+        "Ⅷ",
+        "'s",
+        "'S",
+        "!?",
         "\t",
+        "\x1c",
+        "\x85",
+        "\u3000",
+        "\u2028",
     ]
-    for _ in range(300):
+    for _ in range(600):
         yield "".join(draw.choices(pieces, k=draw.randint(1, 30)))
 
 
@@ -166,3 +183,16 @@ def test_llama_2_is_cut_as_its_own_engine_cuts(shared_data: Path, tmp_path: Path
         assert np.array_equal(cut.ids, ids), text
     for text in nasty():
         assert_as_the_engine(tokenizer, [1, text, 2, text, 2])
+
+
+def test_smollm2_is_cut_as_its_own_engine_cuts(smollm2: Path, shared_data: Path):
+    tokenizer = tokenizers.load(smollm2)
+    assert words._cutters(tokenizer.definition)[True].words is not None
+    file = shared_data / "ultrafeedback" / "uf_binarized_train_1000.jsonl"
+    texts = [json.loads(line)["chosen"] for line in file.read_text(encoding="utf-8").splitlines()[:200]]
+    texts += list(nasty())
+    for text, cut in zip(texts, tokenizer.encode_many([[text] for text in texts]), strict=True):
+        ids, _ = tokenizer.encode_pieces([text])
+        assert np.array_equal(cut.ids, ids), text
+    for text in nasty():
+        assert_as_the_engine(tokenizer, [text, tokenizer.eos_id, text, tokenizer.eos_id])

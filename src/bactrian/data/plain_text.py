@@ -9,6 +9,9 @@ from tokenizers import Tokenizer as Engine
 
 Json = dict[str, Any]
 
+# What `\s` matches in the engine's regexes; Python's `str.strip()` takes four control characters more.
+SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
 
 def canonical(definition: Json) -> str:
     """The text of a tokenizer.json."""

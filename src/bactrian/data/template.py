@@ -128,22 +128,34 @@ def disguise(messages: Messages, special: Collection[str], template: str) -> Dis
 
 
 def _places(content: str, special: frozenset[str]) -> set[int]:
-    whole, beginnings, endings = _forms(special)
-    places = {match.start() for match in whole.finditer(content)}
-    head, tail = len(content) - len(content.lstrip()), len(content.rstrip())
-    longest = min(max(map(len, special), default=0), tail - head + 1)
-    places |= {tail - n for n in range(1, longest) if content[tail - n : tail] in beginnings}
-    places |= {head for n in range(1, longest) if content[head : head + n] in endings}
+    forms = _forms(special)
+    places: set[int] = set()
+    if any(text in content for text in special):  # far faster than to look with the regex
+        places |= {match.start() for match in forms.whole.finditer(content)}
+    trimmed = content.strip()
+    head = content.find(trimmed)
+    tail = head + len(trimmed)
+    if trimmed.endswith(forms.beginnings):
+        places |= {tail - len(text) for text in forms.beginnings if trimmed.endswith(text)}
+    if trimmed.startswith(forms.endings):
+        places.add(head)
     return places
 
 
-@lru_cache(maxsize=8)
-def _forms(special: frozenset[str]) -> tuple[re.Pattern[str], frozenset[str], frozenset[str]]:
+class _Forms(NamedTuple):
     """Special tokens wherever they begin (they may overlap), their proper beginnings, their proper endings."""
+
+    whole: re.Pattern[str]
+    beginnings: tuple[str, ...]
+    endings: tuple[str, ...]
+
+
+@lru_cache(maxsize=8)
+def _forms(special: frozenset[str]) -> _Forms:
     whole = re.compile(f"(?={alternatives(special)})")
-    beginnings = frozenset(text[:n] for text in special for n in range(1, len(text)))
-    endings = frozenset(text[n:] for text in special for n in range(1, len(text)))
-    return whole, beginnings, endings
+    beginnings = {text[:n] for text in special for n in range(1, len(text))}
+    endings = {text[n:] for text in special for n in range(1, len(text))}
+    return _Forms(whole, tuple(sorted(beginnings)), tuple(sorted(endings)))
 
 
 def alternatives(texts: Collection[str]) -> str:

@@ -40,10 +40,6 @@ class Cut(NamedTuple):
     starts: np.ndarray
 
 
-# What `\s` matches in the engine's regexes; Python's `str.strip()` takes four control characters more.
-_SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-
-
 @dataclass(frozen=True)
 class Tokenizer:
     """A vocabulary, the rules that cut text into it, and the ids that have a role.
@@ -215,10 +211,10 @@ class Tokenizer:
         """The text without the spaces that its neighbours swallow, and how many are gone in front."""
         whole = len(text)
         if any(token in self._added and self._added[token].rstrip for token in before if isinstance(token, int)):
-            text = text.lstrip(_SPACES)
+            text = text.lstrip(plain_text.SPACES)
         begin = whole - len(text)
         if any(token in self._added and self._added[token].lstrip for token in after if isinstance(token, int)):
-            text = text.rstrip(_SPACES)
+            text = text.rstrip(plain_text.SPACES)
         return begin, text
 
 

@@ -4,7 +4,8 @@ Two facts are used, each only where the tokenizer's own rules prove it.
 
 No merge crosses the beginning of a word. Where a byte-pair vocabulary writes spaces as `▁` and has no merge of
 something else with a following `▁`, a text can be cut in front of every run of spaces, and around every character that
-is in no merge; equal words have equal tokens, which are remembered.
+is in no merge. Where GPT-2's pattern cuts a text before anything is merged, it cuts in front of every run of white
+space, and looks across none of these cuts. Equal words have equal tokens, which are remembered.
 
 A token is so many bytes. Where nothing but spaces is rewritten, the bytes that tokens stand for add up to those of the
 text, so that a sum says where each stands. Where they do not add up, the engine is asked for the places.
@@ -13,16 +14,16 @@ text, so that a sum says where each stands. Where they do not add up, the engine
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
 
 from bactrian.data import plain_text
-from bactrian.data.plain_text import Json
+from bactrian.data.plain_text import SPACES, Json
 
 _SPACE = "▁"
 _REMEMBERED = 100_000  # words: some 25 MB
@@ -121,16 +122,17 @@ class _Known(dict[str, bytes | bytearray]):
 
 @dataclass
 class _Words:
-    """Words and their tokens, remembered. `bare` cuts words whose spaces are written already.
+    """Words and their tokens, remembered. `bare` cuts words of a text that is `written` already.
 
-    separator: a character in no merge, so that many words can be cut as one text; its token. None if there is none.
+    separator: what stands between words that are cut as one text, and its token; None if there is none.
+    joins:     whether a word may be cut so: beside a separator it gives the tokens that it gives alone.
     """
 
     bare: Engine
     pattern: re.Pattern[str]
-    prefix: str
-    unless_there: bool
     separator: tuple[str, int] | None
+    written: Callable[[str], str] = str
+    joins: Callable[[str], object] = bool
     known: _Known = field(default_factory=lambda: _Known({}))
 
     def encode(self, texts: list[str]) -> list[bytes]:
@@ -138,7 +140,7 @@ class _Words:
         if len(self.known) > _REMEMBERED:
             self.known = _Known(older=dict(self.known))
         known = self.known
-        found = [list(map(known.__getitem__, self.pattern.findall(self._written(text)))) for text in texts]
+        found = [list(map(known.__getitem__, self.pattern.findall(self.written(text)))) for text in texts]
         new, known.new = known.new, []
         cut = self._cut(new)
         for word, tokens in zip(new, cut, strict=True):
@@ -152,26 +154,25 @@ class _Words:
         return joined
 
     def _cut(self, new: list[str]) -> list[bytes]:
+        joined = [word for word in new if self.separator and self.joins(word)]
+        alone = [word for word in new if not (self.separator and self.joins(word))]
+        cut = dict(zip(joined, self._cut_joined(joined), strict=True))
+        found = self.bare.encode_batch_fast(alone, add_special_tokens=False)
+        cut |= {word: np.array(each.ids, np.int32).tobytes() for word, each in zip(alone, found, strict=True)}
+        return [cut[word] for word in new]
+
+    def _cut_joined(self, words: list[str]) -> list[bytes]:
         if self.separator is None:
-            found = self.bare.encode_batch_fast(new, add_special_tokens=False)
-            return [np.array(each.ids, np.int32).tobytes() for each in found]
+            return []
         character, token = self.separator
-        groups = [new[begin : begin + _TOGETHER] for begin in range(0, len(new), _TOGETHER)]
-        # The separator itself is a word too: cut alone, it would be taken for two ends.
-        texts = [character.join("" if word == character else word for word in group) for group in groups]
+        groups = [words[begin : begin + _TOGETHER] for begin in range(0, len(words), _TOGETHER)]
         cut: list[bytes] = []
-        for found in self.bare.encode_batch_fast(texts, add_special_tokens=False):
+        for found in self.bare.encode_batch_fast(list(map(character.join, groups)), add_special_tokens=False):
             ids = np.array(found.ids, np.int32)
             ends = [*(4 * np.flatnonzero(ids == token)).tolist(), 4 * len(ids)]
             tokens = ids.tobytes()
             cut += [tokens[begin:end] for begin, end in zip([0, *(end + 4 for end in ends)], ends, strict=False)]
-        return [tokens or np.int32(token).tobytes() for tokens in cut]
-
-    def _written(self, text: str) -> str:
-        written = text.replace(" ", _SPACE)
-        if not written or (self.unless_there and written.startswith(_SPACE)):
-            return written
-        return self.prefix + written
+        return cut
 
 
 @lru_cache(maxsize=8)
@@ -193,7 +194,7 @@ def _cutter(definition: str, engine: Engine) -> _Cutter:
         and _kinds(pre_tokenizer)[-1:] == ["ByteLevel"]
         and (composed or not normalizer)
     ):
-        return _Cutter(engine, _lengths(content, spaces=False), composed, None)
+        return _Cutter(engine, _lengths(content, spaces=False), composed, _white_space_words(content, engine))
     return _Cutter(engine, None, False, None)
 
 
@@ -239,6 +240,24 @@ def _lengths(content: Json, spaces: bool) -> np.ndarray | None:
     return lengths
 
 
+def _white_space_words(content: Json, engine: Engine) -> _Words | None:
+    """The cut in front of white space, if GPT-2's pattern alone cuts texts, maybe after digits are set apart."""
+    steps = content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]])
+    if content.get("normalizer") or any(not token["special"] for token in content["added_tokens"]):
+        return None
+    *before, last = steps
+    if last["add_prefix_space"] or not last.get("use_regex", True) or any(each["type"] != "Digits" for each in before):
+        return None
+    line_end = content["model"]["vocab"].get("Ċ")
+    separator = None if line_end is None else ("\n", line_end)
+    return _Words(engine, re.compile(f"[{SPACES}]*[^{SPACES}]+|[{SPACES}]+"), separator, joins=_begins_with_a_letter)
+
+
+def _begins_with_a_letter(word: str) -> bool:
+    """After one space: there the pattern cuts from a line end; a digit would be set apart from its space first."""
+    return word[0] == " " and word[1:2].isalpha()
+
+
 def _words(content: Json, prefix: str, unless_there: bool) -> _Words | None:
     """The cut into words, if no token can cross it."""
     model = content["model"]
@@ -258,4 +277,13 @@ def _words(content: Json, prefix: str, unless_there: bool) -> _Words | None:
     pattern = f"{_SPACE}+{inside}*|{inside}+|."
     separator = None if "\n" in merged or "\n" in model["vocab"] else ("\n", model["vocab"]["<0x0A>"])
     bare = plain_text.engine(plain_text.canonical({**content, "normalizer": None, "pre_tokenizer": None}))
-    return _Words(bare, re.compile(pattern, re.DOTALL), prefix, unless_there, separator)
+    written = partial(_written, prefix, unless_there)
+    joins = (separator or " ")[0].__ne__  # the separator itself, cut so, would be taken for two ends
+    return _Words(bare, re.compile(pattern, re.DOTALL), separator, written, joins)
+
+
+def _written(prefix: str, unless_there: bool, text: str) -> str:
+    written = text.replace(" ", _SPACE)
+    if not written or (unless_there and written.startswith(_SPACE)):
+        return written
+    return prefix + written
