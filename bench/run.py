@@ -55,7 +55,7 @@ def bactrian() -> list[float]:
     batch.segments[:] = 1
     batch.weights[:] = 1
     chain = optimizer.chain(Optimizer(learning_rate=1e-5, clip_norm=None), WARM + TIMED)
-    objective = sft.objective(found.config, llama.Compute("float32"))
+    objective = sft.objective(found.config, llama.Compute("float32", "dots"))
     step = jax.jit(trainer.make_step(objective, chain, ROWS), donate_argnums=0)
     state = trainer.start(found.parameters(), chain)
     seconds = []
