@@ -170,10 +170,7 @@ def nasty() -> Iterator[str]:
         yield "".join(draw.choices(pieces, k=draw.randint(1, 30)))
 
 
-def test_llama_2_is_cut_as_its_own_engine_cuts(shared_data: Path, tmp_path: Path):
-    (tmp_path / "tokenizer.json").write_bytes((shared_data / "llama2_tokenizer" / "tokenizer.json").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
-    tokenizer = tokenizers.load(tmp_path)
+def assert_real_and_nasty_texts_are_cut_as_the_engine_cuts(tokenizer: Tokenizer, shared_data: Path) -> None:
     assert words._cutters(tokenizer.definition)[True].words is not None
     file = shared_data / "ultrafeedback" / "uf_binarized_train_1000.jsonl"
     texts = [json.loads(line)["chosen"] for line in file.read_text(encoding="utf-8").splitlines()[:200]]
@@ -185,14 +182,11 @@ def test_llama_2_is_cut_as_its_own_engine_cuts(shared_data: Path, tmp_path: Path
         assert_as_the_engine(tokenizer, [1, text, 2, text, 2])
 
 
+def test_llama_2_is_cut_as_its_own_engine_cuts(shared_data: Path, tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_bytes((shared_data / "llama2_tokenizer" / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    assert_real_and_nasty_texts_are_cut_as_the_engine_cuts(tokenizers.load(tmp_path), shared_data)
+
+
 def test_smollm2_is_cut_as_its_own_engine_cuts(smollm2: Path, shared_data: Path):
-    tokenizer = tokenizers.load(smollm2)
-    assert words._cutters(tokenizer.definition)[True].words is not None
-    file = shared_data / "ultrafeedback" / "uf_binarized_train_1000.jsonl"
-    texts = [json.loads(line)["chosen"] for line in file.read_text(encoding="utf-8").splitlines()[:200]]
-    texts += list(nasty())
-    for text, cut in zip(texts, tokenizer.encode_many([[text] for text in texts]), strict=True):
-        ids, _ = tokenizer.encode_pieces([text])
-        assert np.array_equal(cut.ids, ids), text
-    for text in nasty():
-        assert_as_the_engine(tokenizer, [text, tokenizer.eos_id, text, tokenizer.eos_id])
+    assert_real_and_nasty_texts_are_cut_as_the_engine_cuts(tokenizers.load(smollm2), shared_data)
