@@ -50,8 +50,7 @@ class Measured:
 def measure(data: Sequence[Source], chat: Chat, cache: Path) -> Measured:
     """Tokenize a stage's data without limits, or find it tokenized. Raises `DataError` and `ChatError`."""
     corpus = corpora.build(data, chat, Limits(_WITHOUT, _WITHOUT), 1.0, cache)
-    lengths = np.array([len(corpus[index].tokens) for index in range(len(corpus))], np.int64)
-    starts = np.array([corpus[index].starts for index in range(len(corpus))], np.int64)
+    lengths, starts = corpus.lengths, corpus.starts.astype(np.int64)
     ends = np.concatenate([starts[:, 1:], lengths[:, None]], axis=1) if starts.shape[1] else starts
     own = ends - starts
     paths = starts[:, 0] + own.max(axis=1) if starts.shape[1] else lengths

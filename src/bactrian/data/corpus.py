@@ -58,9 +58,19 @@ class Corpus:
         """Branches of an example: at least 1, since a conversation is one path."""
         return max(1, self._starts.shape[1])
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [examples]."""
+        return np.diff(self._offsets)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each example's branches begin in it, int32 [examples, K]."""
+        return self._starts
+
     def places(self) -> np.ndarray:
         """How many places of a row each example takes, int64 [examples]: `packing.places` of each."""
-        lengths, starts = np.diff(self._offsets), self._starts
+        lengths, starts = self.lengths, self.starts
         if not starts.shape[1]:
             return lengths - 1
         shared, branches = starts[:, 0].astype(np.int64), starts.shape[1]

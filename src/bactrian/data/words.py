@@ -155,8 +155,8 @@ class _Words:
 
     def _cut(self, new: list[str]) -> list[bytes]:
         joined = [word for word in new if self.separator and self.joins(word)]
-        alone = [word for word in new if not (self.separator and self.joins(word))]
         cut = dict(zip(joined, self._cut_joined(joined), strict=True))
+        alone = [word for word in new if word not in cut]
         found = self.bare.encode_batch_fast(alone, add_special_tokens=False)
         cut |= {word: np.array(each.ids, np.int32).tobytes() for word, each in zip(alone, found, strict=True)}
         return [cut[word] for word in new]

@@ -1,4 +1,4 @@
-"""Log-probabilities of a batch: the one function behind every objective, the reference, the gates and the scores."""
+"""Log-probabilities of a batch, for every objective, the reference, the gates and the scores."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -15,17 +15,23 @@ Score = Callable[[Parameters, Batch], jax.Array]
 
 def target_logprobs(parameters: Parameters, config: llama.Config, compute: llama.Compute, batch: Batch) -> jax.Array:
     """Each target's log-probability times its weight, float32 [B, T]."""
-    places = Places(batch.segments, batch.branches, batch.positions)
-    values_BT = logprobs.of_targets(parameters, config, compute, batch.tokens, places, batch.targets, batch.weights > 0)
+    learnt_BT = batch.weights > 0
+    values_BT = logprobs.of_targets(parameters, config, compute, batch.tokens, _places(batch), batch.targets, learnt_BT)
     return values_BT * batch.weights
+
+
+def total_logprob(parameters: Parameters, config: llama.Config, compute: llama.Compute, batch: Batch) -> jax.Array:
+    """The sum of `target_logprobs`, float32, at less cost where its gradient is wanted."""
+    return logprobs.total_of_targets(
+        parameters, config, compute, batch.tokens, _places(batch), batch.targets, batch.weights
+    )
 
 
 def branch_logprobs(parameters: Parameters, config: llama.Config, compute: llama.Compute, batch: Batch) -> jax.Array:
     """Log-probability of each branch's learnt tokens, summed, float32 [B, S, K]; K is 1 for conversations."""
     values_BT = target_logprobs(parameters, config, compute, batch)
-    places = Places(batch.segments, batch.branches, batch.positions)
     _, segments, branches = batch.references.shape
-    return logprobs.branch_sums(values_BT, places, segments, branches)
+    return logprobs.branch_sums(values_BT, _places(batch), segments, branches)
 
 
 def compiled(config: llama.Config, compute: llama.Compute) -> Score:
@@ -41,3 +47,7 @@ def of_examples(
         values_BSK = np.asarray(score(parameters, microbatch))
         for row, segment in zip(*np.nonzero(microbatch.examples >= 0), strict=True):
             yield int(microbatch.examples[row, segment]), values_BSK[row, segment]
+
+
+def _places(batch: Batch) -> Places:
+    return Places(batch.segments, batch.branches, batch.positions)

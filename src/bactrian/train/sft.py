@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from bactrian.data.records import Batch
-from bactrian.model import llama, logprobs
-from bactrian.model.attention import Places
+from bactrian.model import llama
+from bactrian.train import scores
 from bactrian.train.trainer import Objective, Parameters, Terms
 
 
@@ -12,10 +12,6 @@ def objective(config: llama.Config, compute: llama.Compute) -> Objective:
     """The objective whose loss is the mean over learnt tokens, weighted by the batch's weights."""
 
     def terms(parameters: Parameters, batch: Batch) -> Terms:
-        places = Places(batch.segments, batch.branches, batch.positions)
-        total = logprobs.total_of_targets(
-            parameters, config, compute, batch.tokens, places, batch.targets, batch.weights
-        )
-        return Terms(-total, jnp.sum(batch.weights), {})
+        return Terms(-scores.total_logprob(parameters, config, compute, batch), jnp.sum(batch.weights), {})
 
     return terms
