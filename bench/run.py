@@ -56,12 +56,12 @@ def bactrian() -> list[float]:
     batch.weights[:] = 1
     chain = optimizer.chain(Optimizer(learning_rate=1e-5, clip_norm=None), WARM + TIMED)
     objective = sft.objective(found.config, llama.Compute("float32", "dots"))
-    step = jax.jit(trainer.make_step(objective, chain, ROWS), donate_argnums=0)
+    step = jax.jit(trainer.make_step(objective, chain), donate_argnums=0)
     state = trainer.start(found.parameters(), chain)
     seconds = []
     for _ in range(WARM + TIMED):
         start = time.perf_counter()
-        state, metrics = step(state, batch)
+        state, metrics = step(state, trainer.split(batch, ROWS))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
     return seconds[WARM:]

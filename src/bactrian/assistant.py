@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+from jax.sharding import Mesh
 
 from bactrian.data import tokenizer as tokenizers
 from bactrian.data.chat import Chat
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.inference.engine import Engine
 from bactrian.model import hub, llama, weights
+from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
 from bactrian.run import cache_root, replacing
 
@@ -29,15 +31,13 @@ class Assistant:
         """The chat format, Tulu's or the model's own template."""
         return Chat(self.tokenizer, format, learn)
 
-    def parameters(self, dtype: Dtype = "float32") -> llama.Parameters:
-        """The weights, with an embedding for every token of the tokenizer."""
-        parameters = weights.load(self.path, dtype)
-        stored = parameters["embedding"].shape[0]
-        if stored < self.config.vocab_size:
-            _, parameters = weights.resize_embeddings(
-                replace(self.config, vocab_size=stored), parameters, self.config.vocab_size
-            )
-        return parameters
+    def parameters(self, dtype: Dtype = "float32", mesh: Mesh | None = None) -> llama.Parameters:
+        """The weights, with an embedding for every token of the tokenizer; on the devices of a mesh, if it is given."""
+        stored = weights.read_config(self.path)
+        parameters = weights.load(self.path, dtype, None if mesh is None else meshes.of_parameters(mesh, stored))
+        if stored.vocab_size < self.config.vocab_size:
+            _, parameters = weights.resize_embeddings(stored, parameters, self.config.vocab_size)
+        return parameters if mesh is None else jax.device_put(parameters, meshes.of_parameters(mesh, self.config))
 
     def engine(self, dtype: Dtype = "float32") -> Engine:
         """The model ready to generate."""

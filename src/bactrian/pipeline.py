@@ -20,8 +20,9 @@ from bactrian.data.chat import Chat
 from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
 from bactrian.inference.engine import Engine
+from bactrian.model import mesh as meshes
 from bactrian.model import weights
-from bactrian.prepare import Prepared, prepare
+from bactrian.prepare import Parts, Prepared, prepare
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run, cache_root
 from bactrian.stage import Computation, Heldout, Training, logprobs
@@ -86,10 +87,19 @@ class Pipeline:
         Run.check(folder, recipe)
         base = assistants.find(recipe.model.source, recipe.model.add_tokens)
         _check_positions(recipe, base)
+        sizes = meshes.sizes(recipe.mesh, jax.device_count())
+        meshes.check(sizes, base.config)
         chat = base.chat(recipe.model.chat)
         prompts = evidence.read_prompts(recipe.evaluation, chat, base.config.max_positions)
         prepared: dict[StageName, Prepared] = {
-            name: prepare(name, stage, base.chat(recipe.model.chat, stage.learn), recipe.seed, cache_root())
+            name: prepare(
+                name,
+                stage,
+                base.chat(recipe.model.chat, stage.learn),
+                recipe.seed,
+                cache_root(),
+                Parts(*meshes.parts(sizes)),
+            )
             for name, stage in recipe.stages().items()
         }
         account = {"weights": weights.fingerprint(base.path), "prompts": evidence.fingerprint(prompts)}
@@ -98,7 +108,8 @@ class Pipeline:
         check_trackers(recipe)
         run = Run.open(folder, recipe)
         run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))
-        pipeline = cls(recipe, run, base, prepared, prompts, Computation.of(recipe.model, base.config))
+        computation = Computation.of(recipe.model, base.config, meshes.make(sizes))
+        pipeline = cls(recipe, run, base, prepared, prompts, computation)
         if not pipeline._is_done():
             pipeline.trackers.extend(open_trackers(recipe, folder))
         return pipeline
@@ -128,7 +139,9 @@ class Pipeline:
         card.write(self.run)
 
     def _train(self) -> None:
-        model = Model("base", self.base.parameters(), weights.fingerprint(self.base.path))
+        model = Model(
+            "base", self.base.parameters(mesh=self.computation.compute.mesh), weights.fingerprint(self.base.path)
+        )
         base_pairs = self._pair_logprobs(model)
         self._measure(model, base_pairs)
         for name in self.prepared:
@@ -138,7 +151,7 @@ class Pipeline:
     def _stage(self, name: StageName, start: Model) -> Model:
         prepared, final = self.prepared[name], self._final(name)
         if not final.exists():
-            rows = prepared.settings.microbatch_rows
+            rows = prepared.microbatch_rows
             references = held_references = None
             if isinstance(prepared.settings, DPO):
                 given = (self.computation, start.parameters)
@@ -153,7 +166,9 @@ class Pipeline:
             parameters = training.execute(start.parameters)
             assistants.save(final, self.base, parameters, self.chat, "float32")
         else:
-            parameters = weights.load(final, "float32")
+            mesh = self.computation.compute.mesh
+            shardings = None if mesh is None else meshes.of_parameters(mesh, self.base.config)
+            parameters = weights.load(final, "float32", shardings)
         return Model(name, parameters, weights.fingerprint(final))
 
     def _measure(self, model: Model, base_pairs: np.ndarray | None) -> None:
@@ -188,7 +203,7 @@ class Pipeline:
     def _heldout_logprobs(self, prepared: Prepared, model: Model) -> np.ndarray:
         assert prepared.heldout is not None
         title = f"{model.label}: held-out {prepared.name}"
-        rows = prepared.settings.microbatch_rows
+        rows = prepared.microbatch_rows
         return logprobs(
             self.computation, model.parameters, prepared.heldout, rows, model.fingerprint, cache_root(), title
         )

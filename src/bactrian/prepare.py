@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from bactrian.data import mixture, packing
 from bactrian.data.chat import Chat
 from bactrian.data.corpus import Corpus
 from bactrian.data.packing import Plan
-from bactrian.errors import DataError
+from bactrian.errors import DataError, RecipeError
 from bactrian.recipe import Layout, Stage, StageName
 
 _HELDOUT_UPDATE = 64  # held-out examples packed together
@@ -41,14 +41,25 @@ class Examples:
         }
 
 
+class Parts(NamedTuple):
+    """Into how many parts devices share out the rows of a batch, and the places of a row."""
+
+    rows: int
+    places: int
+
+
+ALONE = Parts(1, 1)
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """A stage whose data is tokenized and whose every row is planned."""
+    """A stage whose data is tokenized and whose every row is planned, so many of them to be computed at once."""
 
     name: StageName
     settings: Stage
     training: Examples
     heldout: Examples | None
+    microbatch_rows: int
 
     @property
     def steps(self) -> int:
@@ -60,7 +71,7 @@ class Prepared:
         used = np.array([example for update in range(self.steps) for example in plan.examples(update)])
         tokens, learned = int(self.training.places[used].sum()), int(self.training.learned[used].sum())
         # The empty rows that fill up a last microbatch are computed too.
-        together = self.settings.microbatch_rows
+        together = self.microbatch_rows
         computed = sum(-(-len(rows) // together) * together for rows in plan.updates) * plan.row_length
         seen = {
             "updates": self.steps,
@@ -80,8 +91,17 @@ class Prepared:
         )
 
 
-def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path) -> Prepared:
-    """Tokenize a stage's data, or find it tokenized, and plan its rows. Raises `DataError` and `ChatError`."""
+def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path, parts: Parts = ALONE) -> Prepared:
+    """Tokenize a stage's data, or find it tokenized, and plan its rows.
+
+    Raises `DataError`, `ChatError`, and `RecipeError` where rows cannot be shared out in equal parts.
+    """
+    if settings.row_length % parts.places:
+        fitting = settings.row_length // parts.places * parts.places
+        raise RecipeError(
+            f"{name}.row_length is {settings.row_length}, and its places do not divide over mesh.sequence × "
+            f"mesh.tensor = {parts.places}; {fitting or parts.places} would"
+        )
     for source in (*settings.data, *settings.heldout):
         if source.format not in _FORMATS[name]:
             wanted = " or ".join(_FORMATS[name])
@@ -95,14 +115,17 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
     if not len(order):
         raise DataError(f"{name}: {len(corpus)} examples do not fill a batch of {settings.batch_size}")
     places = corpus.places()
-    plan = packing.plan(places, order, settings.row_length, settings.microbatch_rows, corpus.branches)
+    rows = -(-settings.microbatch_rows // parts.rows) * parts.rows
+    plan = packing.plan(places, order, settings.row_length, rows, corpus.branches, places_multiple=parts.places)
     training = Examples.of(corpus, plan, places)
     if not settings.heldout:
-        return Prepared(name, settings, training, None)
+        return Prepared(name, settings, training, None, rows)
     held = corpora.build(settings.heldout, chat, limits, settings.max_dropped, cache)
     groups = np.split(np.arange(len(held)), range(_HELDOUT_UPDATE, len(held), _HELDOUT_UPDATE))
     held_places = held.places()
     # At the length of the training rows, where the examples fit, the score is already compiled.
     length = plan.row_length if held_places.max() <= plan.row_length else None
-    held_plan = packing.plan(held_places, groups, settings.row_length, settings.microbatch_rows, held.branches, length)
-    return Prepared(name, settings, training, Examples.of(held, held_plan, held_places))
+    held_plan = packing.plan(
+        held_places, groups, settings.row_length, rows, held.branches, length, places_multiple=parts.places
+    )
+    return Prepared(name, settings, training, Examples.of(held, held_plan, held_places), rows)

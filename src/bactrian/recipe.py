@@ -81,7 +81,9 @@ class Stage(Section):
     max_length: int = Field(ge=2, description="tokens of one conversation, or of a prompt with one answer")
     row_length: int = Field(ge=8, description="most places in a packed row")
     microbatch_rows: int = Field(
-        default=1, ge=1, description="packed rows computed at once; the rest of a batch accumulates"
+        default=1,
+        ge=1,
+        description="packed rows computed at once, at least one per device of data and fsdp; the rest accumulates",
     )
     learn: Literal["all", "last"] = Field(default="all", description="every assistant turn, or only the last")
     max_dropped: float = Field(default=0.1, ge=0, le=1, description="stop when a larger share of rows cannot be used")
@@ -164,12 +166,31 @@ class Tracking(Section):
     wandb: str | None = Field(default=None, description="a Weights & Biases project; needs the `wandb` extra")
 
 
+class Mesh(Section):
+    """How the devices are shared out: the product of the four is their number. One may be -1, what the others leave."""
+
+    data: int = Field(default=1, ge=-1, description="copies of the model, each with its own rows")
+    fsdp: int = Field(default=-1, ge=-1, description="devices that hold one copy together, each with its own rows")
+    sequence: int = Field(default=1, ge=-1, description="devices that share the places of a row")
+    tensor: int = Field(default=1, ge=-1, description="devices that share every product of a layer")
+
+    @model_validator(mode="after")
+    def _multiplies(self) -> Self:
+        sizes = (self.data, self.fsdp, self.sequence, self.tensor)
+        if 0 in sizes:
+            raise ValueError("an axis of 0 devices leaves none: give 1, more, or -1 for what the others leave")
+        if sizes.count(-1) > 1:
+            raise ValueError("only one of data, fsdp, sequence and tensor can be -1, what the others leave")
+        return self
+
+
 class Recipe(Section):
     """One run, whole."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0, lt=2**32)
     model: Model
+    mesh: Mesh = Mesh()
     sft: SFT | None = None
     dpo: DPO | None = None
     evaluation: Evaluation = Evaluation()

@@ -5,15 +5,20 @@ import os
 import platform
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from bactrian import progress
 from bactrian.data import packing
+from bactrian.data.records import Batch
 from bactrian.errors import Diverged
 from bactrian.model import llama
+from bactrian.model import mesh as meshes
 from bactrian.prepare import Examples, Prepared
 from bactrian.recipe import DPO, Model
 from bactrian.run import Run
@@ -26,16 +31,36 @@ from bactrian.train.trainer import Objective, Parameters, State, Update
 
 @dataclass(frozen=True)
 class Computation:
-    """A model's shape, how it is computed, and its compiled score: what every stage of a run shares."""
+    """A model's shape, how and where it is computed, and its compiled score: what every stage of a run shares."""
 
     config: llama.Config
     compute: llama.Compute
     score: Score
 
     @classmethod
-    def of(cls, settings: Model, config: llama.Config) -> "Computation":
-        compute = llama.Compute(settings.compute_dtype, settings.remat)
+    def of(cls, settings: Model, config: llama.Config, mesh: Mesh | None = None) -> "Computation":
+        compute = llama.Compute(settings.compute_dtype, settings.remat, mesh=mesh)
         return cls(config, compute, scores.compiled(config, compute))
+
+    def start(self, parameters: Parameters, chain: optax.GradientTransformation) -> State:
+        """The state before the first update, which takes the parameters over."""
+        begin = partial(trainer.start, optimizer=chain)
+        if self.compute.mesh is None:
+            return begin(parameters)
+        shardings = meshes.of_state(self.compute.mesh, self.config, jax.eval_shape(begin, parameters))
+        return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(parameters)
+
+    def step(self, objective: Objective, chain: optax.GradientTransformation, state: State) -> trainer.Step:
+        """The update, compiled; `state` gives shapes and dtypes."""
+        step = trainer.make_step(objective, chain)
+        if self.compute.mesh is None:
+            return jax.jit(step, donate_argnums=0)
+        shardings = meshes.of_state(self.compute.mesh, self.config, state)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.sharding(self.compute.mesh, ())))
+
+    def placed(self, batch: Batch) -> Batch:
+        """A batch where it is computed."""
+        return batch if self.compute.mesh is None else meshes.place(self.compute.mesh, batch)
 
 
 def logprobs(
@@ -83,7 +108,7 @@ class Heldout:
         assert examples is not None
         values = np.zeros((len(examples.corpus), examples.plan.branches), np.float32)
         for update in range(len(examples.plan.updates)):
-            microbatches = reference.microbatches(examples.plan, examples.corpus, update, settings.microbatch_rows)
+            microbatches = reference.microbatches(examples.plan, examples.corpus, update, self.prepared.microbatch_rows)
             for example, sums in scores.of_examples(self.computation.score, parameters, microbatches):
                 values[example] = sums
         counts = {"tokens": int(examples.places.sum()), "learned_tokens": int(examples.learned.sum())}
@@ -114,17 +139,17 @@ class Training:
         settings, name = self.prepared.settings, self.prepared.name
         chain = optimizer.chain(settings.optimizer, self.prepared.steps)
         objective = objective_of(self.prepared, self.computation)
-        step = jax.jit(trainer.make_step(objective, chain, settings.microbatch_rows), donate_argnums=0)
         checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
         try:
-            state = trainer.start(parameters, chain)
+            state = self.computation.start(parameters, chain)
+            step = self.computation.step(objective, chain, state)
             latest = checkpoints.latest()
             if latest is not None:
                 state = checkpoints.restore(latest, state)
                 progress.say(f"{name}: resuming after step {latest} of {self.prepared.steps}")
             self.run.cut_metrics(name, latest or 0)
             if latest is None:
-                self._check_gates(parameters)
+                self._check_gates(state.parameters)
             state = self._loop(step, state, checkpoints)
             best = checkpoints.best() if settings.keep_best else None
             if best is not None and best != int(state.step):
@@ -163,7 +188,8 @@ class Training:
         settings, plan, corpus = self.prepared.settings, self.prepared.training.plan, self.prepared.training.corpus
 
         def batch_at(update: int):
-            return packing.batch(plan, corpus, update, self.references)
+            batch = packing.batch(plan, corpus, update, self.references)
+            return self.computation.placed(trainer.split(batch, self.prepared.microbatch_rows))
 
         def pauses(number: int) -> bool:
             periods = (settings.evaluate_every, settings.checkpoint_every)
@@ -181,7 +207,7 @@ class Training:
             ) from None
 
     def _check_gates(self, parameters: Parameters) -> None:
-        training, rows = self.prepared.training, self.prepared.settings.microbatch_rows
+        training, rows = self.prepared.training, self.prepared.microbatch_rows
         score, compute = self.computation.score, self.computation.compute
         gates.check_learnt(training.learned, training.plan.examples(0))
         gates.check_packing(score, parameters, training.plan, training.corpus, rows, compute.dtype)

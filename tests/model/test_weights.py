@@ -97,16 +97,16 @@ def test_a_model_in_several_files_is_the_same_model(tmp_path: Path):
     assert same(weights.load(tmp_path), parameters)
 
 
-def test_each_parameter_is_placed_under_its_name(folder: Path):
-    placed = {}
-
-    def place(parameter: tuple[str, ...], array: np.ndarray) -> jax.Array:
-        placed[parameter] = array.shape
-        return jnp.asarray(array)
-
-    weights.load(folder, place=place)
-    assert placed["layers", "up_proj"] == (2, 64, 96)
-    assert placed["embedding",] == (51, 64)
+def test_each_parameter_gets_its_own_sharding(folder: Path):
+    device = jax.devices()[0]
+    meshes = iter(jax.sharding.Mesh([device], (f"axis{index}",)) for index in range(99))
+    shardings = jax.tree.map(
+        lambda _: jax.sharding.NamedSharding(next(meshes), jax.sharding.PartitionSpec()),
+        llama.specs(CONFIG),
+        is_leaf=lambda node: isinstance(node, llama.Spec),
+    )
+    loaded = weights.load(folder, shardings=shardings)
+    assert jax.tree.map(lambda array: array.sharding, loaded) == shardings
 
 
 def test_a_full_disk_leaves_the_earlier_model(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -114,8 +114,9 @@ def ours(policy, reference_model, pairs: Sequence[Example], plan: Plan, rows: in
         logprobs[example] = values
     # The step's own gradients, as the optimizer is given them.
     keep = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
-    step = jax.jit(trainer.make_step(preference.objective(policy.config, compute, BETA), keep, rows))
-    state, metrics = step(trainer.start(policy.parameters, keep), packing.batch(plan, pairs, 0, references))
+    step = jax.jit(trainer.make_step(preference.objective(policy.config, compute, BETA), keep))
+    batch = trainer.split(packing.batch(plan, pairs, 0, references), rows)
+    state, metrics = step(trainer.start(policy.parameters, keep), batch)
     return Measured(float(metrics["loss"]), float(metrics["margin"]), logprobs, references, state.optimizer)
 
 
@@ -261,9 +262,9 @@ def test_training_gives_what_training_with_trl_gives(tmp_path: Path, twin):
     )
     settings = Optimizer(learning_rate=learning_rate, warmup_steps=1)
     chain = optimizer.chain(settings, steps)
-    step = jax.jit(trainer.make_step(preference.objective(policy.config, llama.Compute(), BETA), chain, 1))
+    step = jax.jit(trainer.make_step(preference.objective(policy.config, llama.Compute(), BETA), chain))
     state = trainer.start(policy.parameters, chain)
-    batch = packing.batch(plan, pairs, 0, references)
+    batch = trainer.split(packing.batch(plan, pairs, 0, references), 1)
     updates = [update for update, _ in trainer.train(step, state, lambda _: batch, steps, lambda _: False)]
 
     theirs = trl_trainer(

@@ -48,8 +48,9 @@ def ours(
     config: llama.Config, parameters: llama.Parameters, examples: list[Example], plan: Plan, rows: int
 ) -> Measured:
     keep = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
-    step = jax.jit(trainer.make_step(sft.objective(config, llama.Compute()), keep, rows))
-    state, metrics = step(trainer.start(parameters, keep), packing.batch(plan, examples, 0))
+    step = jax.jit(trainer.make_step(sft.objective(config, llama.Compute()), keep))
+    batch = trainer.split(packing.batch(plan, examples, 0), rows)
+    state, metrics = step(trainer.start(parameters, keep), batch)
     return float(metrics["loss"]), state.optimizer
 
 

@@ -33,8 +33,8 @@ def exact(parameters, batch: Batch) -> Terms:
 
 
 def measured(objective: Objective, parameters, batch: Batch, rows: int):
-    step = jax.jit(trainer.make_step(objective, KEEP, rows))
-    state, metrics = step(trainer.start(parameters, KEEP), batch)
+    step = jax.jit(trainer.make_step(objective, KEEP))
+    state, metrics = step(trainer.start(parameters, KEEP), trainer.split(batch, rows))
     return state.optimizer, metrics
 
 
@@ -96,7 +96,7 @@ def fragile(parameters, batch: Batch) -> Terms:
 
 def fragile_step() -> tuple[Step, State]:
     adam = optax.adam(0.1)
-    step = jax.jit(trainer.make_step(fragile, adam, 1), donate_argnums=0)
+    step = jax.jit(trainer.make_step(fragile, adam), donate_argnums=0)
     return step, trainer.start({"weight": jnp.asarray([1.0, 2.0, 3.0])}, adam)
 
 
@@ -104,7 +104,7 @@ def saying(token: int, target: int = 5) -> Batch:
     batch = packing.empty(1, 8, 1, 1)
     batch.tokens[0, :2] = token, target
     batch.segments[0, :2] = 1
-    return batch
+    return trainer.split(batch, 1)
 
 
 @pytest.mark.parametrize(("token", "unfit"), [(1, "loss"), (2, "gradient_norm"), (3, "loss")])

@@ -7,6 +7,7 @@ at its own position.
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -17,7 +18,7 @@ from bactrian.data.records import Batch, Example
 from bactrian.errors import DataError
 
 _LENGTHS = 16  # candidate row lengths: sixteenths of the capacity
-_GRAIN = 64  # row lengths are multiples of this
+_GRAIN = 64  # row lengths that are chosen are multiples of this
 _ROW_COST = 64  # what one more row costs beside its places, in places: few long rows beat many short ones
 _SAMPLED_UPDATES = 200  # enough to choose a row length by
 
@@ -102,18 +103,20 @@ def plan(
     rows_multiple: int,
     branches: int,
     row_length: int | None = None,
+    places_multiple: int = 1,
 ) -> Plan:
     """Pack every update of `order`, each an int array of examples; `lengths` are the examples' places.
 
     Rows have `row_length` places if it is given, else the length, up to `capacity`, that wastes least; an update has a
-    multiple of `rows_multiple` rows, the last of them empty if need be. Raises `DataError` if an example is longer than
-    a row can be.
+    multiple of `rows_multiple` rows, the last of them empty if need be. A length that is chosen is a multiple of
+    `places_multiple`, if the capacity is. Raises `DataError` if an example is longer than a row can be.
     """
     longest = int(max((lengths[batch].max(initial=1) for batch in order), default=1))
     if longest > (row_length or capacity):
         raise DataError(f"an example takes {longest} places and a row has {row_length or capacity}; raise row_length")
     if row_length is None:
-        row_length = _best_length(lengths, order, longest, capacity, rows_multiple)
+        grain = math.lcm(_GRAIN, places_multiple)
+        row_length = _best_length(lengths, order, longest, capacity, rows_multiple, grain)
     updates = tuple(_pack(lengths, batch, row_length) for batch in order)
     most_rows = max((len(rows) for rows in updates), default=1)
     most_segments = max((len(row) for rows in updates for row in rows), default=1)
@@ -169,12 +172,17 @@ def fill(target: Batch, row: int, examples: Sequence[tuple[int, Example]]) -> No
 
 
 def _best_length(
-    lengths: np.ndarray, order: Sequence[np.ndarray] | np.ndarray, longest: int, capacity: int, rows_multiple: int
+    lengths: np.ndarray,
+    order: Sequence[np.ndarray] | np.ndarray,
+    longest: int,
+    capacity: int,
+    rows_multiple: int,
+    grain: int,
 ) -> int:
     step = max(1, len(order) // _SAMPLED_UPDATES)
     best = (np.inf, capacity)
     for part in range(1, _LENGTHS + 1):
-        length = min(capacity, -(-capacity * part // (_LENGTHS * _GRAIN)) * _GRAIN)
+        length = min(capacity, -(-capacity * part // (_LENGTHS * grain)) * grain)
         if length < longest:
             continue
         rows = [len(_pack(lengths, batch, length)) for batch in order[::step]]

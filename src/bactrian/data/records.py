@@ -112,3 +112,8 @@ class Batch(NamedTuple):
     branches: Any  # int32 [B, T]
     examples: Any  # int32 [B, S]: the example in each segment, -1 where there is none
     references: Any  # float32 [B, S, K]: the reference model's log-probability of each branch; 0 where there is none
+
+    @property
+    def axes(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each column's axes."""
+        return (("batch", "places"),) * 6 + (("batch", "segments"), ("batch", "segments", "branches"))

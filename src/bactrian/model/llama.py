@@ -15,11 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from bactrian.model import attention
+from bactrian.model import attention, shards
 from bactrian.model import prefix as prefixes
 from bactrian.model.attention import Implementation, Places
 from bactrian.model.prefix import Prefix
+from bactrian.model.shards import Share
 
 Parameters = dict[str, Any]
 Dtype = Literal["float32", "bfloat16"]
@@ -61,11 +63,12 @@ class Config:
 
 @dataclass(frozen=True)
 class Compute:
-    """How a forward pass computes; parameters and results do not depend on it beyond rounding."""
+    """How a forward pass computes, and over which devices; results do not depend on it beyond rounding."""
 
     dtype: Dtype = "float32"
     remat: Remat = "none"
     attention: Implementation = "blocked"
+    mesh: Mesh | None = None
 
 
 class Spec(NamedTuple):
@@ -84,12 +87,12 @@ def specs(config: Config) -> dict[str, Any]:
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     H, G = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer = {
-        "input_norm": Spec((D,), ("embed",), "ones"),
+        "input_norm": Spec((D,), ("residual",), "ones"),
         "q_proj": Spec((D, H), ("embed", "heads"), "normal"),
         "k_proj": Spec((D, G), ("embed", "kv_heads"), "normal"),
         "v_proj": Spec((D, G), ("embed", "kv_heads"), "normal"),
         "o_proj": Spec((H, D), ("heads", "embed"), "normal"),
-        "post_attention_norm": Spec((D,), ("embed",), "ones"),
+        "post_attention_norm": Spec((D,), ("residual",), "ones"),
         "gate_proj": Spec((D, F), ("embed", "mlp"), "normal"),
         "up_proj": Spec((D, F), ("embed", "mlp"), "normal"),
         "down_proj": Spec((F, D), ("mlp", "embed"), "normal"),
@@ -99,7 +102,7 @@ def specs(config: Config) -> dict[str, Any]:
         layer["k_bias"] = Spec((G,), ("kv_heads",), "zeros")
         layer["v_bias"] = Spec((G,), ("kv_heads",), "zeros")
     if config.output_bias:
-        layer["o_bias"] = Spec((D,), ("embed",), "zeros")
+        layer["o_bias"] = Spec((D,), ("residual",), "zeros")
     if config.qk_norm:
         layer["q_norm"] = Spec((config.head_dim,), ("head_dim",), "ones")
         layer["k_norm"] = Spec((config.head_dim,), ("head_dim",), "ones")
@@ -109,11 +112,28 @@ def specs(config: Config) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "embedding": Spec((V, D), ("vocab", "embed"), "normal"),
         "layers": stacked,
-        "final_norm": Spec((D,), ("embed",), "ones"),
+        "final_norm": Spec((D,), ("residual",), "ones"),
     }
     if not config.tied_embeddings:
         tree["unembedding"] = Spec((V, D), ("vocab", "embed"), "normal")
     return tree
+
+
+def axes(config: Config) -> dict[str, Any]:
+    """The tree of parameters as the names of their axes."""
+    return jax.tree.map(lambda spec: spec.axes, specs(config), is_leaf=_is_spec)
+
+
+def share(config: Config, mesh: Mesh | None) -> Share:
+    """What a device of a mesh has and does of this model."""
+    counts = {
+        "vocab": config.vocab_size,
+        "embed": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "mlp": config.intermediate_size,
+    }
+    return Share(mesh, counts)
 
 
 def init(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
@@ -140,26 +160,50 @@ def forward(
     """Hidden states [B, T, D] of packed rows after the final norm, in the compute dtype.
 
     `logprobs.selected` makes log-probabilities of them, `logits` whole logits. With a prefix every row comes after it,
-    and positions count from the prefix's beginning.
+    and positions count from the prefix's beginning. Over a mesh there is none, and the rows and their places divide
+    over the mesh's axes.
     """
+    own = share(config, compute.mesh)
+    if compute.mesh is None:
+        return _forward(parameters, config, tokens_BT, places, compute, own, before)
+    assert before is None, "a prefix is read by one device"
+
+    def part(parameters: Parameters, tokens_BT: jax.Array, places: Places) -> jax.Array:
+        return _forward(parameters, config, tokens_BT, places, compute, own)
+
+    given = (axes(config), shards.ROWS, Places(*(shards.ROWS for _ in places)))
+    return own.run(part, given, shards.HIDDEN)(parameters, tokens_BT, places)
+
+
+def _forward(
+    parameters: Parameters,
+    config: Config,
+    tokens_BT: jax.Array,
+    places: Places,
+    compute: Compute,
+    share: Share,
+    before: Prefix | None = None,
+) -> jax.Array:
+    names = axes(config)
     rotation = _rotation(config, places.positions)
-    own = attention.over(places, config.sliding_window, compute.attention)
+    own = attention.over(share.whole_rows(places), config.sliding_window, compute.attention)
 
     def one_layer(hidden_BTD: jax.Array, scanned: tuple[Parameters, Any]):
         layer, known = scanned
 
         def attend(queries, keys, values):
             if known is None or before is None:
-                return own(queries, keys, values)
+                return share.mixed(own(share.queries(queries), share.keys(keys), share.keys(values)))
             layers_own = Prefix(known[0], known[1], before.length)
             return prefixes.attend(queries, keys, values, places, config.sliding_window, layers_own)
 
-        layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
-        return _layer(layer, config, hidden_BTD, rotation, attend), None
+        layer = {name: share.fetch(weight, names["layers"][name][1:], compute.dtype) for name, weight in layer.items()}
+        return _layer(layer, config, hidden_BTD, rotation, attend, share), None
 
     scanned = (parameters["layers"], None if before is None else (before.keys, before.values))
-    hidden_BTD = parameters["embedding"].astype(compute.dtype)[tokens_BT]
-    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute.remat), hidden_BTD, scanned)
+    embedding_VD = share.fetch(parameters["embedding"], names["embedding"], compute.dtype)
+    hidden_BTD = share.sum_after(share.embed(embedding_VD, tokens_BT))
+    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute), hidden_BTD, scanned)
     return _rms_norm(hidden_BTD, parameters["final_norm"].astype(compute.dtype), config.rms_norm_eps)
 
 
@@ -262,24 +306,26 @@ def extend(
     return hidden_BTD, Cache(tuple(new_keys), tuple(new_values))
 
 
-def _layer(layer: Parameters, config: Config, hidden_BTD: jax.Array, rotation, attend) -> jax.Array:
-    rows, length, _ = hidden_BTD.shape
-    normed = _rms_norm(hidden_BTD, layer["input_norm"], config.rms_norm_eps)
+def _layer(
+    layer: Parameters, config: Config, hidden_BTD: jax.Array, rotation, attend, share: Share = shards.ALONE
+) -> jax.Array:
+    normed = share.places_before(_rms_norm(hidden_BTD, layer["input_norm"], config.rms_norm_eps))
+    rows, length, _ = normed.shape
 
-    def heads(name: str, count: int) -> jax.Array:
+    def heads(name: str) -> jax.Array:
         projected = _project(normed, layer[f"{name}_proj"], layer.get(f"{name}_bias"))
-        split = projected.reshape(rows, length, count, config.head_dim)
+        split = projected.reshape(rows, length, -1, config.head_dim)
         if config.qk_norm and name != "v":
             split = _rms_norm(split, layer[f"{name}_norm"], config.rms_norm_eps)
         return split
 
-    queries = _rotate(heads("q", config.num_heads), rotation)
-    keys = _rotate(heads("k", config.num_kv_heads), rotation)
-    mixed = attend(queries, keys, heads("v", config.num_kv_heads)).reshape(rows, length, -1)
-    hidden_BTD = hidden_BTD + _project(mixed, layer["o_proj"], layer.get("o_bias"))
-    normed = _rms_norm(hidden_BTD, layer["post_attention_norm"], config.rms_norm_eps)
+    queries, keys = _rotate(heads("q"), rotation), _rotate(heads("k"), rotation)
+    mixed = attend(queries, keys, heads("v")).reshape(rows, length, -1)
+    attended = share.sum_after(_project(mixed, layer["o_proj"]))
+    hidden_BTD = hidden_BTD + (attended + layer["o_bias"] if config.output_bias else attended)
+    normed = share.places_before(_rms_norm(hidden_BTD, layer["post_attention_norm"], config.rms_norm_eps))
     gated = jax.nn.silu(_project(normed, layer["gate_proj"])) * _project(normed, layer["up_proj"])
-    return hidden_BTD + _project(gated, layer["down_proj"])
+    return hidden_BTD + share.sum_after(_project(gated, layer["down_proj"]))
 
 
 def _project(x_BTD: jax.Array, weight_DF: jax.Array, bias_F: jax.Array | None = None) -> jax.Array:
@@ -322,11 +368,14 @@ def _rotate(x_BTHK: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arr
     return rotated.astype(x_BTHK.dtype)
 
 
-def _rematerialized(one_layer, remat: Remat):
-    if remat == "none":
-        return one_layer
+def _rematerialized(one_layer, compute: Compute):
     policies = jax.checkpoint_policies
-    if remat == "full":
+    if compute.remat == "none":
+        if compute.mesh is None:
+            return one_layer
+        # All is kept but the weights that were fetched, which would be those of all layers.
+        return jax.checkpoint(one_layer, policy=lambda *about, **more: not shards.is_fetch(*about, **more))
+    if compute.remat == "full":
         return jax.checkpoint(one_layer, policy=policies.nothing_saveable)
     products = policies.dots_with_no_batch_dims_saveable
     attention_too = policies.save_from_both_policies(products, policies.save_only_these_names("attention"))

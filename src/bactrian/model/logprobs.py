@@ -4,6 +4,8 @@ Only learnt tokens are computed: each row's are brought to its front, and chunks
 left. `selected` gives each token's log-probability; its backward pass makes a chunk's logits once more. `total` gives
 their weighted sum, whose gradient is known as soon as the logits are: they are made once.
 
+Over a mesh each device computes its own rows and places, and of the logits those of its own part of the vocabulary.
+
 Shapes: B rows, T places, D hidden width, V vocabulary, S segments in a row, K branches in a segment, C chunk.
 """
 
@@ -13,10 +15,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bactrian.model import llama
+from bactrian.model import llama, shards
 from bactrian.model.attention import Places
+from bactrian.model.shards import Share
 
 _CHUNK_BYTES = 1 << 26  # of float32 logits held at once
+_NEVER = -1e30  # the logit of a token that pads the vocabulary
+_GIVEN = (shards.HIDDEN, ("vocab", "embed"), shards.ROWS, shards.ROWS)  # to `selected` and `total` over a mesh
+
+
+class Split(NamedTuple):
+    """The mesh axis over which a vocabulary of `tokens` lies, in equal parts of which the last may be padded."""
+
+    axis: str
+    tokens: int
 
 
 def of_targets(
@@ -30,8 +42,14 @@ def of_targets(
 ) -> jax.Array:
     """Log-probability of each place's target, float32 [B, T]; 0 where `learnt_BT` is false."""
     hidden_BTD = llama.forward(parameters, config, tokens_BT, places, compute)
-    weight_VD = llama.unembedding(parameters).astype(hidden_BTD.dtype)
-    return selected(hidden_BTD, weight_VD, targets_BT, learnt_BT)
+    share = llama.share(config, compute.mesh)
+
+    def part(hidden_BTD, weight_VD, targets_BT, learnt_BT) -> jax.Array:
+        hidden_BTD, weight_VD, split = _fetched(share, hidden_BTD, weight_VD)
+        return selected(hidden_BTD, weight_VD, targets_BT, learnt_BT, split=split)
+
+    run = share.run(part, _GIVEN, shards.ROWS)
+    return run(hidden_BTD, llama.unembedding(parameters), targets_BT, learnt_BT)
 
 
 def total_of_targets(
@@ -45,8 +63,19 @@ def total_of_targets(
 ) -> jax.Array:
     """Sum over all places of the target's log-probability times its weight, float32."""
     hidden_BTD = llama.forward(parameters, config, tokens_BT, places, compute)
-    weight_VD = llama.unembedding(parameters).astype(hidden_BTD.dtype)
-    return total(hidden_BTD, weight_VD, targets_BT, weights_BT)
+    share = llama.share(config, compute.mesh)
+
+    def part(hidden_BTD, weight_VD, targets_BT, weights_BT) -> jax.Array:
+        hidden_BTD, weight_VD, split = _fetched(share, hidden_BTD, weight_VD)
+        return share.sum_over_rows(total(hidden_BTD, weight_VD, targets_BT, weights_BT, split=split))
+
+    return share.run(part, _GIVEN, ())(hidden_BTD, llama.unembedding(parameters), targets_BT, weights_BT)
+
+
+def _fetched(share: Share, hidden_BTD, weight_VD) -> tuple[jax.Array, jax.Array, Split | None]:
+    axis = share.vocabulary_axis()
+    split = None if axis is None else Split(axis, share.counts["vocab"])
+    return share.places_before(hidden_BTD), share.fetch(weight_VD, ("vocab", "embed"), hidden_BTD.dtype), split
 
 
 def branch_sums(values_BT: jax.Array, places: Places, segments: int, branches: int) -> jax.Array:
@@ -60,26 +89,36 @@ def branch_sums(values_BT: jax.Array, places: Places, segments: int, branches: i
 
 
 def selected(
-    hidden_BTD: jax.Array, weight_VD: jax.Array, targets_BT: jax.Array, learnt_BT: jax.Array, chunk: int | None = None
+    hidden_BTD: jax.Array,
+    weight_VD: jax.Array,
+    targets_BT: jax.Array,
+    learnt_BT: jax.Array,
+    chunk: int | None = None,
+    split: Split | None = None,
 ) -> jax.Array:
     """log softmax(hidden · weightᵀ)[target] at learnt places, 0 elsewhere; float32 [B, T].
 
     `chunk` places of every row are computed at once; by default as many as hold `_CHUNK_BYTES` of logits.
     """
     order_BT, front = _learnt_first(hidden_BTD, weight_VD, targets_BT, learnt_BT, chunk)
-    logprobs = jnp.asarray(_leading(front.chunk, front.hidden_BTD, weight_VD, front.targets_BT, front.learnt_B))
+    logprobs = jnp.asarray(_leading(front.chunk, split, front.hidden_BTD, weight_VD, front.targets_BT, front.learnt_B))
     return jnp.take_along_axis(logprobs[:, : order_BT.shape[1]], jnp.argsort(order_BT, axis=1), axis=1)
 
 
 def total(
-    hidden_BTD: jax.Array, weight_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, chunk: int | None = None
+    hidden_BTD: jax.Array,
+    weight_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    chunk: int | None = None,
+    split: Split | None = None,
 ) -> jax.Array:
     """The sum of `selected` times `weights_BT`, float32; places of weight 0 are not computed."""
     order_BT, front = _learnt_first(hidden_BTD, weight_VD, targets_BT, weights_BT != 0, chunk)
     ordered = jnp.take_along_axis(weights_BT.astype(jnp.float32), order_BT, axis=1)
     scales_BT = jnp.pad(ordered, ((0, 0), (0, front.targets_BT.shape[1] - ordered.shape[1])))
     given = (front.hidden_BTD, weight_VD, front.targets_BT, front.learnt_B, scales_BT)
-    return jnp.asarray(_leading_total(front.chunk, *given))
+    return jnp.asarray(_leading_total(front.chunk, split, *given))
 
 
 class _Front(NamedTuple):
@@ -104,10 +143,10 @@ def _learnt_first(hidden_BTD, weight_VD, targets_BT, learnt_BT, chunk: int | Non
     return order_BT, _Front(chunk, hidden, targets, jnp.sum(learnt_BT, axis=1))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _leading(chunk: int, hidden_BTD: jax.Array, weight_VD: jax.Array, targets_BT: jax.Array, learnt_B: jax.Array):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _leading(chunk: int, split: Split | None, hidden_BTD, weight_VD, targets_BT, learnt_B):
     """`selected` of rows whose learnt places come first, `learnt_B` of them; T a multiple of the chunk."""
-    return _leading_forward(chunk, hidden_BTD, weight_VD, targets_BT, learnt_B)[0]
+    return _leading_forward(chunk, split, hidden_BTD, weight_VD, targets_BT, learnt_B)[0]
 
 
 class _Saved(NamedTuple):
@@ -118,62 +157,63 @@ class _Saved(NamedTuple):
     normalizers_BT: jax.Array
 
 
-def _leading_forward(chunk: int, hidden_BTD, weight_VD, targets_BT, learnt_B):
+def _leading_forward(chunk: int, split: Split | None, hidden_BTD, weight_VD, targets_BT, learnt_B):
     def one_chunk(index, carry):
         logprobs_BT, normalizers_BT = carry
         start = index * chunk
-        logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk)
-        chosen_BC, normalizer_BC = _chosen(logits_BCV, _slice(targets_BT, start, chunk))
+        logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk, split)
+        chosen_BC, normalizer_BC = _chosen(logits_BCV, _slice(targets_BT, start, chunk), split)
         logprob_BC = jnp.where(_is_learnt(learnt_B, start, chunk), chosen_BC - normalizer_BC, 0.0)
         return _update(logprobs_BT, logprob_BC, start), _update(normalizers_BT, normalizer_BC, start)
 
     zeros = jnp.zeros(targets_BT.shape, jnp.float32)
-    logprobs_BT, normalizers_BT = jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, (zeros, zeros))
+    logprobs_BT, normalizers_BT = jax.lax.fori_loop(0, _chunks(learnt_B, chunk, split), one_chunk, (zeros, zeros))
     return logprobs_BT, _Saved(hidden_BTD, weight_VD, targets_BT, learnt_B, normalizers_BT)
 
 
-def _leading_backward(chunk: int, saved: _Saved, cotangent_BT: jax.Array):
+def _leading_backward(chunk: int, split: Split | None, saved: _Saved, cotangent_BT: jax.Array):
     hidden_BTD, weight_VD, targets_BT, learnt_B, normalizers_BT = saved
+    cotangent_BT = _summed(cotangent_BT, split)
 
     def one_chunk(index, carry):
         start = index * chunk
-        logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk)
+        logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk, split)
         scales_BC = jnp.where(_is_learnt(learnt_B, start, chunk), _slice(cotangent_BT, start, chunk), 0.0)
-        slopes_BCV = _slopes(
-            logits_BCV, _slice(normalizers_BT, start, chunk), _slice(targets_BT, start, chunk), scales_BC
-        )
+        targets_BC, normalizer_BC = _slice(targets_BT, start, chunk), _slice(normalizers_BT, start, chunk)
+        slopes_BCV = _slopes(logits_BCV, normalizer_BC, targets_BC, scales_BC, split)
         return _add_gradients(carry, slopes_BCV.astype(hidden_BTD.dtype), hidden_BTD, weight_VD, start)
 
-    gradients = jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, _no_gradients(hidden_BTD, weight_VD))
+    gradients = jax.lax.fori_loop(0, _chunks(learnt_B, chunk, split), one_chunk, _no_gradients(hidden_BTD, weight_VD))
     return gradients.hidden_BTD, gradients.weight_DV.T.astype(weight_VD.dtype), None, None
 
 
 _leading.defvjp(_leading_forward, _leading_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _leading_total(chunk: int, hidden_BTD, weight_VD, targets_BT, learnt_B, scales_BT):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _leading_total(chunk: int, split: Split | None, hidden_BTD, weight_VD, targets_BT, learnt_B, scales_BT):
     """`total` of rows whose learnt places come first; where no gradient is wanted, none is made."""
-    logprobs_BT = _leading_forward(chunk, hidden_BTD, weight_VD, targets_BT, learnt_B)[0]
+    logprobs_BT = _leading_forward(chunk, split, hidden_BTD, weight_VD, targets_BT, learnt_B)[0]
     return jnp.sum(logprobs_BT * scales_BT)
 
 
-def _total_forward(chunk: int, hidden_BTD, weight_VD, targets_BT, learnt_B, scales_BT):
+def _total_forward(chunk: int, split: Split | None, hidden_BTD, weight_VD, targets_BT, learnt_B, scales_BT):
     def one_chunk(index, carry):
         total, gradients = carry
         start = index * chunk
-        logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk)
+        logits_BCV = _chunk_logits(hidden_BTD, weight_VD, start, chunk, split)
         targets_BC, scales_BC = _slice(targets_BT, start, chunk), _slice(scales_BT, start, chunk)
-        chosen_BC, normalizer_BC = _chosen(logits_BCV, targets_BC)
+        chosen_BC, normalizer_BC = _chosen(logits_BCV, targets_BC, split)
         total += jnp.sum(scales_BC * (chosen_BC - normalizer_BC))
-        slopes_BCV = _slopes(logits_BCV, normalizer_BC, targets_BC, scales_BC)
+        slopes_BCV = _slopes(logits_BCV, normalizer_BC, targets_BC, scales_BC, split)
         return total, _add_gradients(gradients, slopes_BCV.astype(hidden_BTD.dtype), hidden_BTD, weight_VD, start)
 
     start = (jnp.zeros(()), _no_gradients(hidden_BTD, weight_VD))
-    return jax.lax.fori_loop(0, _chunks(learnt_B, chunk), one_chunk, start)
+    return jax.lax.fori_loop(0, _chunks(learnt_B, chunk, split), one_chunk, start)
 
 
-def _total_backward(chunk: int, gradients: "_Gradients", cotangent: jax.Array):
+def _total_backward(chunk: int, split: Split | None, gradients: "_Gradients", cotangent: jax.Array):
+    cotangent = _summed(cotangent, split)
     hidden_BTD = (cotangent * gradients.hidden_BTD).astype(gradients.hidden_BTD.dtype)
     # The weight's gradient is summed in float32 and given in the dtype that the hidden states have.
     return hidden_BTD, (cotangent * gradients.weight_DV).T.astype(hidden_BTD.dtype), None, None, None
@@ -203,25 +243,60 @@ def _add_gradients(gradients: _Gradients, slopes_BCV, hidden_BTD, weight_VD, sta
     return _Gradients(hidden_gradient, gradients.weight_DV + added_DV)
 
 
-def _chosen(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _chosen(logits_BCV: jax.Array, targets_BC: jax.Array, split: Split | None) -> tuple[jax.Array, jax.Array]:
     """Logit of each target, and the log of the sum of all exponentials."""
-    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
-    return chosen_BC, jax.nn.logsumexp(logits_BCV, axis=-1)
+    if split is None:
+        chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
+        return chosen_BC, jax.nn.logsumexp(logits_BCV, axis=-1)
+    own_BC, is_own_BC = _own(targets_BC, logits_BCV.shape[2], split.axis)
+    chosen_BC = jnp.take_along_axis(logits_BCV, own_BC[:, :, None], axis=2)[:, :, 0]
+    highest_BC = jax.lax.pmax(jnp.max(logits_BCV, axis=-1), split.axis)
+    totals_BC = jnp.sum(jnp.exp(logits_BCV - highest_BC[:, :, None]), axis=-1)
+    chosen_BC, totals_BC = jax.lax.psum((jnp.where(is_own_BC, chosen_BC, 0.0), totals_BC), split.axis)
+    return chosen_BC, highest_BC + jnp.log(totals_BC)
 
 
-def _slopes(logits_BCV: jax.Array, normalizer_BC: jax.Array, targets_BC: jax.Array, scales_BC: jax.Array) -> jax.Array:
+def _slopes(
+    logits_BCV: jax.Array, normalizer_BC: jax.Array, targets_BC: jax.Array, scales_BC: jax.Array, split: Split | None
+) -> jax.Array:
     """d (scale · log softmax(z)[target]) / dz = scale · (onehot(target) - softmax(z))"""
     rows, places = jnp.indices(targets_BC.shape, sparse=True)
     slopes_BCV = -scales_BC[:, :, None] * jnp.exp(logits_BCV - normalizer_BC[:, :, None])
+    if split is not None:
+        targets_BC, is_own_BC = _own(targets_BC, logits_BCV.shape[2], split.axis)
+        scales_BC = jnp.where(is_own_BC, scales_BC, 0.0)
     return slopes_BCV.at[rows, places, targets_BC].add(scales_BC)
 
 
-def _chunks(learnt_B: jax.Array, chunk: int) -> jax.Array:
-    return (jnp.max(learnt_B) + chunk - 1) // chunk
+def _own(targets_BC: jax.Array, tokens: int, axis: str) -> tuple[jax.Array, jax.Array]:
+    """Targets as places in a device's part of the vocabulary, so many tokens, and whether they are in it."""
+    own_BC = targets_BC - jax.lax.axis_index(axis) * tokens
+    is_own_BC = (own_BC >= 0) & (own_BC < tokens)
+    return jnp.where(is_own_BC, own_BC, 0), is_own_BC
 
 
-def _chunk_logits(hidden_BTD: jax.Array, weight_VD: jax.Array, start: jax.Array, chunk: int) -> jax.Array:
-    return jnp.einsum("bcd,vd->bcv", _slice(hidden_BTD, start, chunk), weight_VD, preferred_element_type=jnp.float32)
+def _summed(cotangent: jax.Array, split: Split | None) -> jax.Array:
+    # A result that is the same on all devices of an axis has a cotangent that is theirs together.
+    return cotangent if split is None else jax.lax.psum(cotangent, split.axis)
+
+
+def _chunks(learnt_B: jax.Array, chunk: int, split: Split | None) -> jax.Array:
+    most = jnp.max(learnt_B)
+    if split is not None:
+        # The devices that share a vocabulary meet in every chunk; all devices of the mesh take as many.
+        most = jax.lax.pmax(most, shards.AXES)
+    return (most + chunk - 1) // chunk
+
+
+def _chunk_logits(
+    hidden_BTD: jax.Array, weight_VD: jax.Array, start: jax.Array, chunk: int, split: Split | None
+) -> jax.Array:
+    product = functools.partial(jnp.einsum, "bcd,vd->bcv", preferred_element_type=jnp.float32)
+    logits_BCV = product(_slice(hidden_BTD, start, chunk), weight_VD)
+    if split is None or split.tokens == weight_VD.shape[0] * jax.lax.axis_size(split.axis):
+        return logits_BCV
+    token_V = jax.lax.axis_index(split.axis) * weight_VD.shape[0] + jnp.arange(weight_VD.shape[0])
+    return jnp.where(token_V < split.tokens, logits_BCV, _NEVER)
 
 
 def _is_learnt(learnt_B: jax.Array, start: jax.Array, chunk: int) -> jax.Array:

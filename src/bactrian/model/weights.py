@@ -4,14 +4,16 @@ A model is read and written one tensor at a time, so that beside the model itsel
 in memory.
 """
 
+import functools
 import hashlib
 import json
 import math
+import operator
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,6 @@ from bactrian.errors import ModelError
 from bactrian.model import gguf_weights, hf_config, llama, safetensors_file
 from bactrian.model.llama import Dtype
 from bactrian.run import cache_root, replacing
-
-Place = Callable[[tuple[str, ...], np.ndarray], jax.Array]
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SINGLE = "model.safetensors"
@@ -81,12 +81,11 @@ def check(path: Path) -> None:
     _check(path, _open(path))
 
 
-def load(path: Path, dtype: Dtype = "float32", place: Place | None = None) -> llama.Parameters:
+def load(path: Path, dtype: Dtype = "float32", shardings: Any = None) -> llama.Parameters:
     """The parameters in a Hugging Face folder or a .gguf file, matrices transposed and layers stacked.
 
-    `place` is given the path in the tree and the whole array of each parameter and makes the device's array of it, for
-    instance sharded. Raises `ModelError`, naming the file and the tensor, where the files are not what the
-    architecture asks for.
+    `shardings` is a tree of them, one for each parameter. Without it all is on the first device. Raises `ModelError`,
+    naming the file and the tensor, where the files are not what the architecture asks for.
     """
     source = _open(path)
     _check(path, source)
@@ -95,7 +94,8 @@ def load(path: Path, dtype: Dtype = "float32", place: Place | None = None) -> ll
         array = _gather(source, parameter, spec, _DTYPES[dtype])
         # Finished before the next is read: a copy still under way would keep this array in memory beside the next.
         # (Not jnp.asarray, which copies once more on the way.)
-        return (jax.device_put(array) if place is None else place(parameter, array)).block_until_ready()
+        sharding = None if shardings is None else functools.reduce(operator.getitem, parameter, shardings)
+        return jax.device_put(array, sharding).block_until_ready()
 
     specs = llama.specs(source.config)
     layers = {name: one(("layers", name), spec) for name, spec in specs.pop("layers").items()}

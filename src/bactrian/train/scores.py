@@ -7,6 +7,7 @@ import numpy as np
 
 from bactrian.data.records import Batch
 from bactrian.model import llama, logprobs
+from bactrian.model import mesh as meshes
 from bactrian.model.attention import Places
 from bactrian.train.trainer import Parameters
 
@@ -35,8 +36,16 @@ def branch_logprobs(parameters: Parameters, config: llama.Config, compute: llama
 
 
 def compiled(config: llama.Config, compute: llama.Compute) -> Score:
-    """`branch_logprobs` of one model's shape, compiled."""
-    return jax.jit(lambda parameters, batch: branch_logprobs(parameters, config, compute, batch))
+    """`branch_logprobs` of one model's shape, compiled. Over a mesh every device returns those of all rows."""
+
+    def score(parameters: Parameters, batch: Batch) -> jax.Array:
+        return branch_logprobs(parameters, config, compute, batch)
+
+    mesh = compute.mesh
+    if mesh is None:
+        return jax.jit(score)
+    whole = jax.jit(score, out_shardings=meshes.sharding(mesh, ()))
+    return lambda parameters, batch: whole(parameters, meshes.place(mesh, batch))
 
 
 def of_examples(

@@ -45,15 +45,15 @@ def start(parameters: Parameters, optimizer: optax.GradientTransformation) -> St
     return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters))
 
 
-def make_step(objective: Objective, optimizer: optax.GradientTransformation, microbatch_rows: int) -> Step:
-    """One update as a pure function, to be compiled with its state donated.
+def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> Step:
+    """One update as a pure function of a state and a batch that is `split`, to be compiled with its state donated.
 
-    The batch's rows are taken `microbatch_rows` at a time, and microbatches of padding alone, which come last, are
-    skipped. Where the loss or the gradient is not finite the state stays as it was, its step count too.
+    Microbatches of padding alone, which come last, are skipped. Where the loss or the gradient is not finite the state
+    stays as it was, its step count too.
     """
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        gradients, terms = _gradients(objective, state.parameters, split(batch, microbatch_rows))
+    def step(state: State, microbatches: Batch) -> tuple[State, dict[str, jax.Array]]:
+        gradients, terms = _gradients(objective, state.parameters, microbatches)
         count = jnp.where(terms.count > 0, terms.count, 1)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
         loss = terms.total / count
@@ -69,7 +69,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, mic
 
 
 def split(batch: Batch, rows: int) -> Batch:
-    """A batch as its microbatches: every column [B, …] becomes [B / rows, rows, …]."""
+    """A batch as its microbatches, so many rows at a time: every column [B, …] becomes [B / rows, rows, …]."""
     return Batch(*(column.reshape(-1, rows, *column.shape[1:]) for column in batch))
 
 

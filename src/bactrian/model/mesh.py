@@ -1,0 +1,155 @@
+"""Devices into a mesh, and the sharding of everything that lies on it.
+
+The table that names are looked up in is `shards.TABLE`; what every device computes is there too.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey
+
+from bactrian.errors import RecipeError
+from bactrian.model import llama, shards
+from bactrian.model.shards import AXES
+
+if TYPE_CHECKING:
+    from bactrian.recipe import Mesh as Settings
+
+__all__ = ["AXES", "check", "make", "of_batch", "of_parameters", "of_state", "parts", "place", "sharding", "sizes"]
+
+
+def sizes(settings: "Settings", devices: int) -> dict[str, int]:
+    """The size of every axis for so many devices; the one that is -1 takes what the others leave.
+
+    Raises `RecipeError`, with the arithmetic, where they do not multiply to the number of devices.
+    """
+    found = {axis: int(getattr(settings, axis)) for axis in AXES}
+    open_axes = [axis for axis, size in found.items() if size == -1]
+    fixed = math.prod(size for size in found.values() if size != -1)
+    told = " × ".join(f"{axis} {size}" for axis, size in found.items() if size != -1)
+    if open_axes and devices % fixed == 0:
+        return found | {open_axes[0]: devices // fixed}
+    if not open_axes and fixed == devices:
+        return found
+    if open_axes:
+        raise RecipeError(f"mesh: {told} = {fixed} does not divide the {devices} devices; change one of them")
+    raise RecipeError(
+        f"mesh: {told} = {fixed}, and there are {devices} devices; give one of them as -1 to take what the others leave"
+    )
+
+
+def check(sizes: dict[str, int], config: llama.Config) -> None:
+    """Raise `RecipeError`, with the arithmetic, where a model does not divide over a mesh of these sizes."""
+    tensor, sequence = sizes["tensor"], sizes["sequence"]
+    _divides(config.hidden_size, "a hidden width of", {axis: sizes[axis] for axis in shards.TABLE["embed"]})
+    _divides(config.intermediate_size, "an MLP width of", {"tensor": tensor})
+    _divides(config.num_heads, "heads:", {"tensor": tensor, "sequence": sequence})
+    groups = config.num_kv_heads
+    for axis, parts in (("tensor", tensor), ("sequence", sequence)):
+        if groups % parts and parts % groups:
+            shared = f"{groups} key/value heads over {axis} = {parts}"
+            fitting = [n for n in _divisors(config.num_heads) if groups % n == 0 or n % groups == 0]
+            raise RecipeError(f"mesh: {shared}: neither divides the other; {axis} can be {_listed(fitting)}")
+        groups = max(groups // parts, 1)
+
+
+def parts(sizes: dict[str, int]) -> tuple[int, int]:
+    """How many parts these make of the rows of a batch, and of the places of a row."""
+    rows, places = (math.prod(sizes[axis] for axis in shards.TABLE[name]) for name in shards.HIDDEN)
+    return rows, places
+
+
+def make(sizes: dict[str, int], devices: Any = None) -> Mesh | None:
+    """A mesh of these devices, all there are if not said; None for one device, which needs none.
+
+    Neighbours along the last axes are near each other where the hardware says so.
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) == 1:
+        return None
+    shape = tuple(sizes[axis] for axis in AXES)
+    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+
+
+def sharding(mesh: Mesh, axes: tuple[str, ...]) -> NamedSharding:
+    """Of an array with axes of these names, by the table alone."""
+    return NamedSharding(mesh, shards.partition(mesh, axes, {}))
+
+
+def of_parameters(mesh: Mesh, config: llama.Config) -> llama.Parameters:
+    """The sharding of every parameter."""
+    counts = llama.share(config, mesh).counts
+    return jax.tree.map(
+        lambda axes: NamedSharding(mesh, shards.partition(mesh, axes, counts)),
+        llama.axes(config),
+        is_leaf=shards.is_axes,
+    )
+
+
+def of_state(mesh: Mesh, config: llama.Config, state: Any) -> Any:
+    """The sharding of everything in a training state, given as arrays or as their shapes.
+
+    What lies in it under the name of a parameter, as an optimizer's moments do, is split as that is, over every axis
+    that it has in common with it; all else is the same on every device.
+    """
+    counts = llama.share(config, mesh).counts
+    named = jax.tree_util.tree_leaves_with_path(llama.axes(config), is_leaf=shards.is_axes)
+    splits = {_names(path): shards.splits(mesh, axes, counts) for path, axes in named}
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        found = splits.get(_names(path), [])
+        if len(found) != len(leaf.shape):
+            return NamedSharding(mesh, P())
+        divides = (length % shards.size(mesh, names) == 0 for names, length in zip(found, leaf.shape, strict=True))
+        return NamedSharding(
+            mesh, P(*(names or None if fits else None for names, fits in zip(found, divides, strict=True)))
+        )
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def of_batch(mesh: Mesh, batch: Any) -> Any:
+    """The sharding of every column of a batch, whose columns' last axes are named by its `axes`."""
+
+    def one(axes: tuple[str, ...], column: Any) -> NamedSharding:
+        spec = shards.partition(mesh, axes, {})
+        return NamedSharding(mesh, P(*(None,) * (column.ndim - len(axes)), *spec))
+
+    return type(batch)(*(one(axes, column) for axes, column in zip(batch.axes, batch, strict=True)))
+
+
+def place(mesh: Mesh, batch: Any) -> Any:
+    """A batch on the devices of a mesh; each process gives the rows that its own devices hold."""
+    return jax.tree.map(jax.make_array_from_process_local_data, of_batch(mesh, batch), jax.tree.map(np.asarray, batch))
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The last names of a path in a tree that stand together: those of a parameter, wherever its tree lies."""
+    is_name = [isinstance(key, DictKey) for key in path]
+    last = max((index for index, named in enumerate(is_name) if named), default=-1)
+    first = last
+    while first > 0 and is_name[first - 1]:
+        first -= 1
+    return tuple(str(key.key) for key in path[first : last + 1]) if last >= 0 else ()
+
+
+def _divides(count: int, what: str, parts: dict[str, int]) -> None:
+    product = math.prod(parts.values())
+    if count % product:
+        said = f"{' × '.join(parts)} = {product}"
+        raise RecipeError(f"mesh: {what} {count} does not divide over {said}; it can be {_listed(_divisors(count))}")
+
+
+def _divisors(count: int) -> list[int]:
+    return [part for part in range(1, count + 1) if count % part == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    """The numbers in words; of many those up to 4096 are enough."""
+    *most, last = (str(number) for number in numbers if number <= 4096)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,0 +1,114 @@
+"""Updates over meshes of eight simulated devices, beside one device; a program, because JAX counts its devices once.
+
+    sharded_steps.py 1x8x1x1:none 2x1x2x2:full …
+
+Each argument is a mesh, data × fsdp × sequence × tensor, and a remat policy. For each one and for SFT and DPO a line of
+JSON says how far off everything is, relative to the norm of what it should be.
+"""
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import numpy as np
+import optax
+
+from bactrian.data import packing
+from bactrian.data.records import Batch, Example
+from bactrian.model import llama
+from bactrian.model import mesh as meshes
+from bactrian.recipe import Mesh, Model
+from bactrian.stage import Computation
+from bactrian.train import preference, sft, trainer
+
+CONFIG = llama.Config(
+    vocab_size=50,  # which 4 and 8 do not divide
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=2,  # fewer than devices share
+    head_dim=4,
+    max_positions=256,
+    rms_norm_eps=1e-5,
+    rope_theta=10_000.0,
+    qkv_bias=True,
+    qk_norm=True,
+    output_bias=True,
+)
+ROWS, PLACES = 8, 64
+# The gradients as the optimizer is given them, kept beside its own state.
+KEEP = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
+CHAIN = optax.chain(KEEP, optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def parameters() -> llama.Parameters:
+    random = np.random.default_rng(0)
+
+    def start(spec: llama.Spec) -> np.ndarray:
+        deviation, mean = (0.2, 0.0) if spec.init == "normal" else (0.1, 1.0)
+        return random.normal(mean, deviation, spec.shape).astype(np.float32)
+
+    return jax.tree.map(start, llama.specs(CONFIG), is_leaf=lambda node: isinstance(node, llama.Spec))
+
+
+def microbatches(own: tuple[int, ...]) -> Batch:
+    """A batch of random examples with branches of these lengths, in two microbatches and one of padding."""
+    random = np.random.default_rng(1)
+    examples = []
+    for _ in range(20):
+        shared = int(random.integers(8, 30))
+        starts = tuple(shared + sum(own[:branch]) for branch in range(len(own)))
+        length = shared + sum(own)
+        learn = random.random(length) < 0.5
+        learn[0], learn[-1] = False, True
+        examples.append(Example(random.integers(0, CONFIG.vocab_size, length).astype(np.int32), learn, starts))
+    lengths = np.array([packing.places(len(each.tokens), each.starts) for each in examples])
+    order, branches = [np.arange(len(examples))], max(1, len(own))
+    plan = packing.plan(lengths, order, PLACES, ROWS, branches, PLACES)
+    references = -random.random((len(examples), branches)).astype(np.float32)
+    batch = packing.batch(plan, examples, 0, references)
+    padding = packing.empty(ROWS, PLACES, plan.segments, branches)
+    return trainer.split(Batch(*map(np.concatenate, zip(batch, padding, strict=True))), ROWS)
+
+
+def measured(name: str, batch: Batch, computation: Computation) -> dict:
+    """What one update does, and the log-probabilities of its first rows."""
+    config, compute = computation.config, computation.compute
+    objective = sft.objective(config, compute) if name == "sft" else preference.objective(config, compute, 0.1)
+    given = parameters()
+    if compute.mesh is not None:
+        given = jax.device_put(given, meshes.of_parameters(compute.mesh, config))
+    # SFT's scores come about as DPO's do.
+    scores = computation.score(given, Batch(*(column[0] for column in batch))) if name == "dpo" else ()
+    state = computation.start(given, CHAIN)
+    state, metrics = computation.step(objective, CHAIN, state)(state, computation.placed(batch))
+    found = {"metrics": metrics, "gradients": state.optimizer[0], "parameters": state.parameters, "scores": scores}
+    return jax.tree.map(np.asarray, found)
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(np.float64(found) - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def main(arguments: list[str]) -> None:
+    jax.config.update("jax_disable_most_optimizations", True)
+    batches = {"sft": microbatches(()), "dpo": microbatches((9, 6))}
+    settings = Model(source="", compute_dtype="float32")
+    alone = {name: measured(name, batch, Computation.of(settings, CONFIG)) for name, batch in batches.items()}
+    for argument in arguments:
+        shape, remat = argument.split(":")
+        sizes = meshes.sizes(Mesh(**dict(zip(meshes.AXES, map(int, shape.split("x")), strict=True))), 8)
+        meshes.check(sizes, CONFIG)
+        computation = Computation.of(Model(source="", compute_dtype="float32", remat=remat), CONFIG, meshes.make(sizes))
+        for name, batch in batches.items():
+            errors = jax.tree.map(error, measured(name, batch, computation), alone[name])
+            named = {jax.tree_util.keystr(path): off for path, off in jax.tree_util.tree_leaves_with_path(errors)}
+            print(json.dumps({"mesh": shape, "stage": name, "errors": named}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
