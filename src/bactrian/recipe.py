@@ -190,9 +190,9 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0, lt=2**32)
     model: Model
-    mesh: Mesh = Mesh()
     sft: SFT | None = None
     dpo: DPO | None = None
+    mesh: Mesh = Mesh()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
     tracking: Tracking = Tracking()

@@ -3,12 +3,20 @@
     sharded_steps.py 1x8x1x1:none 2x1x2x2:full …
 
 Each argument is a mesh, data × fsdp × sequence × tensor, and a remat policy. For each one and for SFT and DPO a line of
-JSON says how far off everything is, relative to the norm of what it should be.
+JSON says how far off everything is, relative to the norm of what it should be, and whether a checkpoint written over
+the mesh before (over one device at first) was restored over this one.
+
+    sharded_steps.py text 2x2x1x2:full 154
+
+prints an update of SFT over a mesh, with rows of 154 places, as XLA has compiled it.
 """
 
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -23,6 +31,8 @@ from bactrian.model import mesh as meshes
 from bactrian.recipe import Mesh, Model
 from bactrian.stage import Computation
 from bactrian.train import preference, sft, trainer
+from bactrian.train.checkpoint import Checkpoints
+from bactrian.train.trainer import State
 
 CONFIG = llama.Config(
     vocab_size=50,  # which 4 and 8 do not divide
@@ -55,7 +65,7 @@ def parameters() -> llama.Parameters:
     return jax.tree.map(start, llama.specs(CONFIG), is_leaf=lambda node: isinstance(node, llama.Spec))
 
 
-def microbatches(own: tuple[int, ...]) -> Batch:
+def microbatches(own: tuple[int, ...], places: int = PLACES) -> Batch:
     """A batch of random examples with branches of these lengths, in two microbatches and one of padding."""
     random = np.random.default_rng(1)
     examples = []
@@ -68,15 +78,15 @@ def microbatches(own: tuple[int, ...]) -> Batch:
         examples.append(Example(random.integers(0, CONFIG.vocab_size, length).astype(np.int32), learn, starts))
     lengths = np.array([packing.places(len(each.tokens), each.starts) for each in examples])
     order, branches = [np.arange(len(examples))], max(1, len(own))
-    plan = packing.plan(lengths, order, PLACES, ROWS, branches, PLACES)
+    plan = packing.plan(lengths, order, places, ROWS, branches, places)
     references = -random.random((len(examples), branches)).astype(np.float32)
     batch = packing.batch(plan, examples, 0, references)
-    padding = packing.empty(ROWS, PLACES, plan.segments, branches)
+    padding = packing.empty(ROWS, places, plan.segments, branches)
     return trainer.split(Batch(*map(np.concatenate, zip(batch, padding, strict=True))), ROWS)
 
 
-def measured(name: str, batch: Batch, computation: Computation) -> dict:
-    """What one update does, and the log-probabilities of its first rows."""
+def measured(name: str, batch: Batch, computation: Computation) -> tuple[dict, State]:
+    """What one update does, with the log-probabilities of its first rows; and the state after it."""
     config, compute = computation.config, computation.compute
     objective = sft.objective(config, compute) if name == "sft" else preference.objective(config, compute, 0.1)
     given = parameters()
@@ -84,31 +94,73 @@ def measured(name: str, batch: Batch, computation: Computation) -> dict:
         given = jax.device_put(given, meshes.of_parameters(compute.mesh, config))
     # SFT's scores come about as DPO's do.
     scores = computation.score(given, Batch(*(column[0] for column in batch))) if name == "dpo" else ()
-    state = computation.start(given, CHAIN)
-    state, metrics = computation.step(objective, CHAIN, state)(state, computation.placed(batch))
-    found = {"metrics": metrics, "gradients": state.optimizer[0], "parameters": state.parameters, "scores": scores}
-    return jax.tree.map(np.asarray, found)
+    before = computation.start(given, CHAIN)
+    state, metrics = computation.step(objective, CHAIN, before)(before, computation.placed(batch))
+    gradients, *_ = cast(tuple, state.optimizer)
+    found = {"metrics": metrics, "gradients": gradients, "parameters": state.parameters, "scores": scores}
+    return jax.tree.map(np.asarray, found), state
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(np.float64(found) - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def main(arguments: list[str]) -> None:
+def moved(state: State, number: int, folder: Path, computation: Computation) -> bool:
+    """Whether a state that is saved over one mesh is the same when it is restored over another."""
+    expected = jax.tree.map(np.asarray, state)
+    checkpoints = Checkpoints(folder / str(number), keep_last=1, keep_best=False)
+    checkpoints.save(number, state, None)
+    mesh = computation.compute.mesh
+    given = parameters() if mesh is None else jax.device_put(parameters(), meshes.of_parameters(mesh, CONFIG))
+    like = computation.start(given, CHAIN)
+    restored = checkpoints.restore(number, like)
+    checkpoints.close()
+    same = jax.tree.map(lambda one, other: np.array_equal(np.asarray(one), other), restored, expected)
+    in_place = jax.tree.map(lambda one, other: one.sharding == other.sharding, restored, like)
+    return all(jax.tree.leaves((same, in_place)))
+
+
+def computed_over(argument: str) -> Computation:
+    shape, remat = argument.split(":")
+    sizes = meshes.sizes(Mesh(**dict(zip(meshes.AXES, map(int, shape.split("x")), strict=True))), 8)
+    meshes.check(sizes, CONFIG)
+    settings: dict[str, Any] = {"source": "", "compute_dtype": "float32", "remat": remat}
+    return Computation.of(Model(**settings), CONFIG, meshes.make(sizes))
+
+
+def compiled(computation: Computation, places: int) -> str:
+    mesh = computation.compute.mesh
+    assert mesh is not None
+
+    def abstract(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree, shardings)
+
+    objective, batch = sft.objective(CONFIG, computation.compute), microbatches((), places)
+    state = jax.eval_shape(lambda given: trainer.start(given, CHAIN), parameters())
+    given = abstract(state, meshes.of_state(mesh, CONFIG, state)), abstract(batch, meshes.of_batch(mesh, batch))
+    return cast(Any, computation.step(objective, CHAIN, state)).lower(*given).compile().as_text()
+
+
+def compare(arguments: list[str]) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     batches = {"sft": microbatches(()), "dpo": microbatches((9, 6))}
-    settings = Model(source="", compute_dtype="float32")
-    alone = {name: measured(name, batch, Computation.of(settings, CONFIG)) for name, batch in batches.items()}
-    for argument in arguments:
-        shape, remat = argument.split(":")
-        sizes = meshes.sizes(Mesh(**dict(zip(meshes.AXES, map(int, shape.split("x")), strict=True))), 8)
-        meshes.check(sizes, CONFIG)
-        computation = Computation.of(Model(source="", compute_dtype="float32", remat=remat), CONFIG, meshes.make(sizes))
-        for name, batch in batches.items():
-            errors = jax.tree.map(error, measured(name, batch, computation), alone[name])
-            named = {jax.tree_util.keystr(path): off for path, off in jax.tree_util.tree_leaves_with_path(errors)}
-            print(json.dumps({"mesh": shape, "stage": name, "errors": named}), flush=True)
+    single = Computation.of(Model(source="", compute_dtype="float32"), CONFIG)
+    alone, states = {}, {}
+    for name, batch in batches.items():
+        alone[name], states[name] = measured(name, batch, single)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, argument in enumerate(arguments):
+            computation = computed_over(argument)
+            is_moved = moved(states["dpo"], number, Path(folder), computation)
+            for name, batch in batches.items():
+                found, states[name] = measured(name, batch, computation)
+                errors = jax.tree.map(error, found, alone[name])
+                named = {jax.tree_util.keystr(path): off for path, off in jax.tree_util.tree_leaves_with_path(errors)}
+                print(json.dumps({"mesh": argument, "stage": name, "errors": named, "moved": is_moved}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1] == "text":
+        print(compiled(computed_over(sys.argv[2]), int(sys.argv[3])))
+    else:
+        compare(sys.argv[1:])

@@ -1,8 +1,10 @@
-"""Law: over any mesh an update is what it is on one device: loss, gradients, parameters, and reference scores."""
+"""Laws: over any mesh an update is what it is on one device (loss, gradients, parameters, reference scores), and a
+checkpoint of one mesh is one of any other."""
 
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,23 +21,24 @@ SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=4) if math.p
 ALL = [f"{'x'.join(map(str, shape))}:{('none', 'dots', 'full')[index % 3]}" for index, shape in enumerate(SHAPES)]
 
 
-def errors(meshes: list[str]) -> list[dict]:
+def program(*arguments: str) -> str:
     environment = {**tiny.environment(Path()), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, PROGRAM, *meshes], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
 
 
 def assert_equal(meshes: list[str]) -> None:
-    found = errors(meshes)
+    found = [json.loads(line) for line in program(*meshes).splitlines()]
     assert len(found) == 2 * len(meshes)
     for line in found:
         # Of SFT loss and gradient norm, 18 parameters and their gradients; of DPO four metrics more, and the scores.
         assert len(line["errors"]) == 2 + 2 * 18 + (5 if line["stage"] == "dpo" else 0)
         off = {name: error for name, error in line["errors"].items() if not error <= TOLERANCE}
         assert not off, f"{line['stage']} over {line['mesh']}"
+        assert line["moved"], f"a checkpoint over {line['mesh']}"
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -48,3 +51,30 @@ def test_an_update_over_a_mesh_is_that_of_one_device(half: int):
 def test_over_every_mesh_of_eight(part: int):
     assert len(ALL) == 20
     assert_equal(ALL[part::5])
+
+
+# Eleven and seven divide the places of a row, and no other size of the model or the batch.
+PLACES = 2 * 7 * 11
+LAYER = 7  # matrices in a layer
+COLLECTIVE = re.compile(r"= (.+?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(.*?replica_groups=([^ ]+),")
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_devices_with_rows_of_their_own_send_weights_alone_and_each_once(remat: str):
+    """Read in what XLA has compiled, over a mesh of data 2 × fsdp 2 × tensor 2."""
+    collectives = COLLECTIVE.findall(program("text", f"2x2x1x2:{remat}", str(PLACES)))
+    tensor = [shape for shape, _, groups in collectives if groups == "{{0,1},{2,3},{4,5},{6,7}}"]
+    # The devices that share every product do send each other the rows: so the reading would find them.
+    assert any(map(carries_places, tensor))
+    others = [(kind, shape) for shape, kind, groups in collectives if groups != "{{0,1},{2,3},{4,5},{6,7}}"]
+    assert not [each for each in others if carries_places(each[1])]
+    kinds = [kind for kind, _ in others]
+    # The layers' are in the loop of the forward pass and in that of the backward one, the vocabulary's in none.
+    assert kinds.count("all-gather") == 2 * LAYER + 2
+    assert kinds.count("reduce-scatter") == LAYER + 2
+    assert set(kinds) == {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+def carries_places(shape: str) -> bool:
+    arrays = re.findall(r"\w+\[([\d,]*)\]", shape)
+    return any(math.prod(int(length) for length in lengths.split(",") if length) % 77 == 0 for lengths in arrays)

@@ -171,7 +171,7 @@ def forward(
     def part(parameters: Parameters, tokens_BT: jax.Array, places: Places) -> jax.Array:
         return _forward(parameters, config, tokens_BT, places, compute, own)
 
-    given = (axes(config), shards.ROWS, Places(*(shards.ROWS for _ in places)))
+    given = (axes(config), shards.ROWS, jax.tree.map(lambda _: shards.ROWS, places))
     return own.run(part, given, shards.HIDDEN)(parameters, tokens_BT, places)
 
 

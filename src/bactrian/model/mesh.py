@@ -46,9 +46,11 @@ def sizes(settings: "Settings", devices: int) -> dict[str, int]:
 def check(sizes: dict[str, int], config: llama.Config) -> None:
     """Raise `RecipeError`, with the arithmetic, where a model does not divide over a mesh of these sizes."""
     tensor, sequence = sizes["tensor"], sizes["sequence"]
-    _divides(config.hidden_size, "a hidden width of", {axis: sizes[axis] for axis in shards.TABLE["embed"]})
-    _divides(config.intermediate_size, "an MLP width of", {"tensor": tensor})
-    _divides(config.num_heads, "heads:", {"tensor": tensor, "sequence": sequence})
+    _divides(
+        config.hidden_size, "features of the residual stream", {axis: sizes[axis] for axis in shards.TABLE["embed"]}
+    )
+    _divides(config.intermediate_size, "features of the MLP", {"tensor": tensor})
+    _divides(config.num_heads, "heads", {"tensor": tensor, "sequence": sequence})
     groups = config.num_kv_heads
     for axis, parts in (("tensor", tensor), ("sequence", sequence)):
         if groups % parts and parts % groups:
@@ -142,7 +144,7 @@ def _divides(count: int, what: str, parts: dict[str, int]) -> None:
     product = math.prod(parts.values())
     if count % product:
         said = f"{' × '.join(parts)} = {product}"
-        raise RecipeError(f"mesh: {what} {count} does not divide over {said}; it can be {_listed(_divisors(count))}")
+        raise RecipeError(f"mesh: {count} {what} do not divide over {said}; it can be {_listed(_divisors(count))}")
 
 
 def _divisors(count: int) -> list[int]:

@@ -146,10 +146,10 @@ class Share:
 
     def keys(self, keys_BTGK: jax.Array) -> jax.Array:
         """Keys or values of whole rows for the heads of `queries`."""
-        if not self._splits("sequence"):
+        if self.mesh is None or not self._splits("sequence"):
             return keys_BTGK
-        heads, parts = keys_BTGK.shape[2], size(self.mesh, ("sequence",))
-        if heads % parts == 0:
+        heads = keys_BTGK.shape[2]
+        if heads % self.mesh.shape["sequence"] == 0:
             return self.queries(keys_BTGK)
         return self._own(self.whole_rows(keys_BTGK), 2, heads, "sequence")
 
