@@ -28,7 +28,7 @@ ORDER = [
     "data.workers data.tokenizing data.corpus data.packing model.prefix model.shards",
     "data.questions model.llama model.logprobs model.likelihood train.optimizer",
     "model.gguf_weights model.hf_config model.mesh",
-    "data.mixture model.weights model.lora",
+    "data.mixture model.weights model.lora model.decoding",
     "data.build",
     "train.trainer train.checkpoint inference",
     "train.sft train.preference train.reference train.scores train.gates inference.server assistant",

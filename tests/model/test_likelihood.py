@@ -13,7 +13,6 @@ import pytest
 from bactrian.model import likelihood, llama
 from bactrian.model.attention import Places
 from bactrian.model.likelihood import Questions
-from bactrian.model.prefix import Prefix
 
 CONFIG = llama.Config(
     vocab_size=61,
@@ -75,23 +74,3 @@ def test_rows_after_a_prefix_are_rows_that_begin_with_it(config, padding):
         alone = Places(zeros + 1, zeros, jnp.arange(path.shape[1])[None])
         expected = llama.forward(weights, config, jnp.array(path), alone)
         np.testing.assert_allclose(found[0, own], expected[0, 11:], atol=2e-4)
-
-
-@pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["full", "windowed"])
-def test_a_cache_after_a_prefix_is_a_cache_that_begins_with_it(config):
-    weights = parameters(config)
-    tokens = np.random.default_rng(4).integers(0, 61, 20)
-    prefix = llama.read_prefix(weights, config, jnp.array(np.pad(tokens[:9], (0, 3))), jnp.int32(9))
-    layers = range(config.num_layers)
-    prefix = Prefix(tuple(prefix.keys[i] for i in layers), tuple(prefix.values[i] for i in layers), prefix.length)
-    unstacked = llama.unstack(weights)
-    cache, hidden = llama.empty_cache(config, 2, 16), []
-    for start, stop in ((9, 14), (14, 15), (15, 20)):
-        part = jnp.array(np.stack([tokens[start:stop]] * 2))
-        hidden_BTD, cache = llama.extend(unstacked, config, part, cache, jnp.full(2, start - 9), prefix)
-        hidden.append(hidden_BTD)
-    zeros = jnp.zeros((1, 20), int)
-    places = Places(zeros + 1, zeros, jnp.arange(20)[None])
-    expected = llama.forward(weights, config, jnp.array(tokens[None]), places)
-    for row in jnp.concatenate(hidden, axis=1):
-        np.testing.assert_allclose(row, expected[0, 9:], atol=2e-4)

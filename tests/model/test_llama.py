@@ -1,4 +1,4 @@
-"""The model's laws: logits equal those of transformers, extend equals forward, a token sees what the rule lets it see,
+"""The model's laws: logits equal those of transformers, a token sees what the rule lets it see,
 and the blocked way of attention equals the dense one.
 
 Shapes: B rows, T places, H query heads, G key/value heads, K head width.
@@ -68,7 +68,6 @@ SMALL_LLAMA = llama.Config(
 
 
 forward = jax.jit(llama.forward, static_argnums=1)
-extend = jax.jit(llama.extend, static_argnums=1)
 
 
 def random_model(config: transformers.PretrainedConfig):
@@ -135,31 +134,6 @@ def test_a_real_model_survives_export_and_its_logits_equal_those_of_transformers
     assert np.abs(our_logits(again, config, tokens) - theirs).max() <= TOLERANCE
     # The model has learnt such texts: a layout that is wrong in the same way on both sides would not predict them.
     assert (theirs[0, :-1].argmax(-1) == tokens[0, 1:]).mean() > 0.5
-
-
-@pytest.mark.parametrize("change", [{}, {"sliding_window": 4, "qk_norm": True, "head_dim": 8, "qkv_bias": True}])
-def test_extend_equals_forward(change: dict):
-    config = dataclasses.replace(SMALL_LLAMA, **change)
-    parameters = random_parameters(config)
-    rows, length = 3, 14
-    tokens = np.random.default_rng(2).integers(0, config.vocab_size, (rows, length))
-    expected = np.asarray(forward(parameters, config, tokens, plain_places(tokens)))
-
-    unstacked = llama.unstack(parameters)
-    cache = llama.empty_cache(config, rows, length + 8)
-    lengths = np.zeros(rows, int)
-    # Prefill in chunks of unequal lengths padded on the right, then token by token; a row that is done gets padding.
-    for added in [(5, 2, 1), (1, 0, 4), *[(1, 1, 1)] * length]:
-        chunk = np.full((rows, max(added)), 39)
-        new = np.minimum(added, length - lengths)
-        for row in range(rows):
-            chunk[row, : new[row]] = tokens[row, lengths[row] : lengths[row] + new[row]]
-        hidden, cache = extend(unstacked, config, chunk, cache, lengths)
-        for row in range(rows):
-            found = np.asarray(hidden)[row, : new[row]]
-            np.testing.assert_allclose(found, expected[row, lengths[row] : lengths[row] + new[row]], atol=2e-5)
-        lengths += new
-    assert (lengths == length).all()
 
 
 # Two packed preference pairs and padding: each pair has a prompt and two branches that start with their own copy of

@@ -1,9 +1,10 @@
 """The engine: token ids in, token ids out.
 
-A prompt waits until one of the batch's slots is free, is read into a cache of its own and moves into the slot; then all
-slots step together, one token each. A slot whose answer has ended steps on unheeded until the host, which looks every
-few steps, gives it to the next prompt. What a row answers depends on its prompt, the settings and its place in the list
-of prompts, never on the other rows. What many prompts begin with is read once and looked back at by all of them.
+A prompt waits until one of the batch's slots is free, is read into a cache of its own, abreast with others of its size
+that wait, and moves into the slot; then all slots step together, one token each. A slot whose answer has ended steps on
+unheeded until the host, which looks every few steps, gives it to the next prompt. What a row answers depends on its
+prompt, the settings and its place in the list of prompts, never on the other rows. What many prompts begin with is read
+once and looked back at by all of them.
 
 Lengths are rounded up to a few buckets, so that few programs are compiled.
 
@@ -25,12 +26,12 @@ import numpy as np
 from bactrian.data import sharing
 from bactrian.errors import InputError
 from bactrian.inference import sampling
-from bactrian.model import llama
-from bactrian.model.prefix import Prefix
+from bactrian.model import decoding, llama
+from bactrian.model.decoding import Cache, Shared
 
 _LOOK_EVERY = 8  # steps between two looks of the host at what was generated
 _SMALLEST_BUCKET = 32
-_READ_AT_ONCE = 512  # tokens of a prompt per prefill call: bounds its attention scores and the number of programs
+_READ_AT_ONCE = 512  # tokens per prefill call: bounds its attention scores and the number of programs
 _LARGE = 1024  # requests whose caches are longer run together by multiples of it, shorter ones by powers of two
 _GROUP_COST = 4096  # tokens read in the time that slots stand idle because prompts that begin alike run by themselves
 
@@ -118,7 +119,7 @@ class Engine:
         self.config = config
         self.dtype = dtype
         self.max_rows = max_rows
-        self._parameters = jax.tree.map(lambda weight: jnp.asarray(weight, dtype), llama.unstack(parameters))
+        self._parameters = decoding.lay_out(parameters, dtype)
 
     def generate(self, prompts: Sequence[Ids], settings: Settings, ended: Ended | None = None) -> list[Generated]:
         """An answer to each prompt, in the prompts' order; any number of prompts of any lengths.
@@ -162,17 +163,17 @@ class Engine:
             )
         return tokens
 
-    def _read_shared(self, tokens: np.ndarray) -> Prefix:
+    def _read_shared(self, tokens: np.ndarray) -> Shared:
         parts = _parts(tokens)
-        cache = self._fill(parts, _empty(self.config, 1, sum(map(len, parts)), self.dtype)[0], None)
-        keys, values = (tuple(array[0] for array in arrays) for arrays in cache)
-        return Prefix(keys, values, jnp.int32(len(tokens)))
+        cache = self._fill([tokens], decoding.empty_cache(self.config, 1, sum(map(len, parts)), self.dtype), None)
+        return _share(cache, np.int32(len(tokens)))
 
-    def _fill(self, parts: list[np.ndarray], cache: llama.Cache, before: Prefix | None) -> llama.Cache:
+    def _fill(self, prompts: list[np.ndarray], cache: Cache, before: Shared | None) -> Cache:
+        """The cache with a prompt in each of its rows; all have parts of the same lengths."""
         start = 0
-        for part in parts:
-            cache = _read(self._parameters, self.config, part[None], cache, start, before)
-            start += len(part)
+        for parts in zip(*map(_parts, prompts), strict=True):
+            cache = _read(self._parameters, self.config, np.stack(parts), cache, start, before)
+            start += len(parts[0])
         return cache
 
     def _run(
@@ -180,23 +181,25 @@ class Engine:
         requests: list[_Request],
         settings: Settings,
         look_every: int,
-        before: Prefix | None = None,
+        before: Shared | None = None,
         ended: Ended | None = None,
     ) -> Iterator[tuple[int, np.ndarray, Finish | None]]:
         """Answers requests of one cache size: (index, new tokens, how it ended or None), as the host learns them."""
         places = _rounded(max(request.places for request in requests))
         count = min(_power_of_two(len(requests)), self.max_rows)
-        cache, rows = _empty(self.config, count, places, self.dtype)
+        cache = _empty_cache(self.config, count, places, self.dtype)
+        rows = Rows(np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros((count, 2), np.uint32))
         knobs = sampling.Knobs(
             jnp.float32(settings.temperature or 1), jnp.int32(settings.top_k), jnp.float32(settings.top_p)
         )
         waiting, answering = deque(requests), dict[int, _Answering]()
         while waiting or answering:
-            for slot in set(range(count)) - set(answering):
-                if waiting:
-                    request = waiting.popleft()
-                    cache, rows = self._admit(request, slot, cache, rows, settings, before)
-                    answering[slot] = _Answering(request.index, settings.max_tokens, np.zeros(0, np.int32))
+            free = [slot for slot in range(count) if slot not in answering]
+            arrivals = {slot: waiting.popleft() for slot, _ in zip(free, list(waiting), strict=False)}
+            for slot, request in arrivals.items():
+                answering[slot] = _Answering(request.index, settings.max_tokens, np.zeros(0, np.int32))
+            for together in _read_together(arrivals):
+                cache, rows = self._admit(together, cache, rows, settings, before)
             drawn = []
             for _ in range(min(look_every, max(answer.left for answer in answering.values()))):
                 state = (cache, rows, places - 1, knobs)
@@ -215,61 +218,63 @@ class Engine:
 
     def _admit(
         self,
-        request: _Request,
-        slot: int,
-        cache: llama.Cache,
+        arrivals: dict[int, _Request],
+        cache: Cache,
         rows: Rows,
         settings: Settings,
-        before: Prefix | None,
-    ):
-        """The batch with the request in the slot; the next step reads its prompt's last token, all before is read."""
-        own = _empty(self.config, 1, cache.keys[0].shape[2], self.dtype)[0]
-        own = self._fill(_parts(request.prompt[:-1]), own, before)
-        key = jax.random.fold_in(jax.random.PRNGKey(settings.seed), request.index)
-        length = len(request.prompt) - 1
-        return _move(cache, rows, slot, own, Rows(jnp.int32(request.prompt[-1]), jnp.int32(length), key))
+        before: Shared | None,
+    ) -> tuple[Cache, Rows]:
+        """The batch with each request in its slot; the next step reads a prompt's last token, all before is read."""
+        requests = list(arrivals.values())
+        size = 1 if len(requests) == 1 else _abreast(requests[0])
+        # Rows that are left over are read as the first is, and moved nowhere.
+        padded = requests + [requests[0]] * (size - len(requests))
+        slots = np.array([*arrivals, *[len(rows.tokens_B)] * (size - len(requests))], np.int32)
+        own = _empty_cache(self.config, size, cache.values[0].shape[2], self.dtype)
+        own = self._fill([request.prompt[:-1] for request in padded], own, before)
+        tokens = np.array([request.prompt[-1] for request in padded], np.int32)
+        lengths = np.array([len(request.prompt) - 1 for request in padded], np.int32)
+        indices = np.array([request.index for request in padded], np.uint32)
+        return _move(cache, rows, slots, own, Rows(tokens, lengths, _keys(np.uint32(settings.seed), indices)))
 
 
-@partial(jax.jit, static_argnames=("config", "count", "places", "dtype"))
-def _empty(config: llama.Config, count: int, places: int, dtype: str) -> tuple[llama.Cache, Rows]:
-    zeros_B = jnp.zeros(count, jnp.int32)
-    return llama.empty_cache(config, count, places, dtype), Rows(zeros_B, zeros_B, jnp.zeros((count, 2), jnp.uint32))
+_share = jax.jit(decoding.share)
+_empty_cache = jax.jit(decoding.empty_cache, static_argnums=(0, 1, 2, 3))
+
+
+@jax.jit
+def _keys(seed: Any, indices: Any) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, jax.random.PRNGKey(seed)))(indices)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def _read(
-    parameters: llama.Parameters,
-    config: llama.Config,
-    tokens_BT: Any,
-    cache: llama.Cache,
-    start: Any,
-    before: Prefix | None,
-):
+    parameters: llama.Parameters, config: llama.Config, tokens_BT: Any, cache: Cache, start: Any, before: Shared | None
+) -> Cache:
     """Prefill: the cache with the tokens' keys and values from place `start` on."""
     lengths_B = jnp.full(tokens_BT.shape[0], start, jnp.int32)
-    return llama.extend(parameters, config, tokens_BT, cache, lengths_B, before)[1]
+    return decoding.extend(parameters, config, tokens_BT, cache, lengths_B, before)[1]
 
 
 @partial(jax.jit, donate_argnames="cache")
-def _move(cache: llama.Cache, rows: Rows, slot: Any, own: llama.Cache, row: Any) -> tuple[llama.Cache, Rows]:
-    cache = jax.tree.map(lambda all, one: all.at[slot].set(one[0]), cache, own)
-    return cache, jax.tree.map(lambda all, one: all.at[slot].set(one), rows, row)
+def _move(cache: Cache, rows: Rows, slots: Any, own: Cache, arrived: Rows) -> tuple[Cache, Rows]:
+    return jax.tree.map(lambda all, some: all.at[slots].set(some, mode="drop"), (cache, rows), (own, arrived))
 
 
 @partial(jax.jit, static_argnames=("config", "mode"), donate_argnames="cache")
 def _step(
     parameters: llama.Parameters,
     config: llama.Config,
-    cache: llama.Cache,
+    cache: Cache,
     rows: Rows,
     last_place: Any,
     knobs: sampling.Knobs,
     mode: sampling.Mode,
-    before: Prefix | None,
-) -> tuple[llama.Cache, Rows]:
+    before: Shared | None,
+) -> tuple[Cache, Rows]:
     """Decode: every slot reads its token and draws the next."""
-    hidden_BTD, cache = llama.extend(parameters, config, rows.tokens_B[:, None], cache, rows.lengths_B, before)
-    logits_BV = llama.logits(parameters, hidden_BTD)[:, 0]
+    hidden_DB, cache = decoding.extend(parameters, config, rows.tokens_B[:, None], cache, rows.lengths_B, before)
+    logits_BV = decoding.logits(parameters, hidden_DB)
     # A slot that nobody heeds stays at the last place, inside the cache.
     lengths_B = jnp.minimum(rows.lengths_B + 1, last_place)
     # A draw's number counts from the prompt's beginning, whatever of it is shared.
@@ -290,6 +295,26 @@ def _until_end(drawn: np.ndarray, left: int, stop_ids: tuple[int, ...]) -> tuple
 def _request(index: int, prompt: np.ndarray, settings: Settings) -> _Request:
     padded_end = sum(len(part) for part in _parts(prompt[:-1]))
     return _Request(index, prompt, max(padded_end, len(prompt) + settings.max_tokens))
+
+
+def _read_together(arrivals: dict[int, _Request]) -> Iterator[dict[int, _Request]]:
+    """The requests of some slots, by the prefill calls that read them: alone, or many of one size abreast."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for slot, request in arrivals.items():
+        alike.setdefault(tuple(map(len, _parts(request.prompt[:-1]))), []).append(slot)
+    for slots in alike.values():
+        size = _abreast(arrivals[slots[0]])
+        while slots:
+            count = min(size, len(slots))
+            if count * 2 < size:  # padded to a full call they would take longer than one by one
+                count = 1
+            yield {slot: arrivals[slot] for slot in slots[:count]}
+            slots = slots[count:]
+
+
+def _abreast(request: _Request) -> int:
+    """How many requests of this size one prefill call reads."""
+    return max(1, _READ_AT_ONCE // max(map(len, _parts(request.prompt[:-1])), default=_READ_AT_ONCE))
 
 
 def _parts(tokens: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""The Llama family as pure functions: parameters, forward over packed rows, extend over a cache.
+"""The Llama family as pure functions: parameters, and forward over packed rows.
 
 The family takes in Mistral (sliding window) and Qwen 2 and 3 (biases, query/key norms) by their configs. Parameters
 are a nested dict of arrays; those of all layers are stacked, so that the layers are one `lax.scan`. `specs` says of
@@ -6,7 +6,7 @@ each parameter its shape, the names of its axes and how it starts, and everythin
 initialization) reads it there.
 
 Shapes: B rows, T places, D hidden width, H query heads, G key/value heads, K head width, F MLP width, V vocabulary,
-L layers, S cache places.
+L layers.
 """
 
 import math
@@ -185,7 +185,7 @@ def _forward(
     before: Prefix | None = None,
 ) -> jax.Array:
     names = axes(config)
-    rotation = _rotation(config, places.positions)
+    angles = rotation(config, places.positions)
     own = attention.over(share.whole_rows(places), config.sliding_window, compute.attention)
 
     def one_layer(hidden_BTD: jax.Array, scanned: tuple[Parameters, Any]):
@@ -198,13 +198,13 @@ def _forward(
             return prefixes.attend(queries, keys, values, places, config.sliding_window, layers_own)
 
         layer = {name: share.fetch(weight, names["layers"][name][1:], compute.dtype) for name, weight in layer.items()}
-        return _layer(layer, config, hidden_BTD, rotation, attend, share), None
+        return _layer(layer, config, hidden_BTD, angles, attend, share), None
 
     scanned = (parameters["layers"], None if before is None else (before.keys, before.values))
     embedding_VD = share.fetch(parameters["embedding"], names["embedding"], compute.dtype)
     hidden_BTD = share.sum_after(share.embed(embedding_VD, tokens_BT))
     hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute), hidden_BTD, scanned)
-    return _rms_norm(hidden_BTD, parameters["final_norm"].astype(compute.dtype), config.rms_norm_eps)
+    return rms_norm(hidden_BTD, parameters["final_norm"].astype(compute.dtype), config.rms_norm_eps)
 
 
 def read_prefix(
@@ -214,7 +214,7 @@ def read_prefix(
     positions = jnp.arange(tokens_P.shape[0])[None]
     places = Places(jnp.ones_like(positions), jnp.zeros_like(positions), positions)
     own = attention.over(places, config.sliding_window, compute.attention)
-    rotation = _rotation(config, positions)
+    angles = rotation(config, positions)
 
     def one_layer(hidden_BTD: jax.Array, layer: Parameters):
         kept = []
@@ -224,7 +224,7 @@ def read_prefix(
             return own(queries, keys, values)
 
         layer = jax.tree.map(lambda weight: weight.astype(compute.dtype), layer)
-        return _layer(layer, config, hidden_BTD, rotation, attend), kept[0]
+        return _layer(layer, config, hidden_BTD, angles, attend), kept[0]
 
     hidden_BTD = parameters["embedding"].astype(compute.dtype)[tokens_P[None]]
     _, (keys, values) = jax.lax.scan(one_layer, hidden_BTD, parameters["layers"])
@@ -248,82 +248,24 @@ def logits(parameters: Parameters, hidden_BTD: jax.Array) -> jax.Array:
     return jnp.einsum("btd,vd->btv", hidden_BTD, weight_VD, preferred_element_type=jnp.float32)
 
 
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far, per layer [B, G, S, K] each; place i holds position i."""
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-
-
-def empty_cache(config: Config, rows: int, places: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache for `rows` sequences of up to `places` tokens."""
-    shape = (rows, config.num_kv_heads, places, config.head_dim)
-    return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)))
-
-
-def unstack(parameters: Parameters) -> Parameters:
-    """The same parameters with "layers" a tuple of one dict per layer: decoding reads them faster than a scan does."""
-    layers = parameters["layers"]
-    count = layers["input_norm"].shape[0]
-    return {**parameters, "layers": tuple({name: w[i] for name, w in layers.items()} for i in range(count))}
-
-
-def extend(
-    parameters: Parameters,
-    config: Config,
-    tokens_BT: jax.Array,
-    cache: Cache,
-    lengths_B: jax.Array,
-    before: Prefix | None = None,
-) -> tuple[jax.Array, Cache]:
-    """Hidden states [B, T, D] of tokens that follow `lengths_B` cached ones, and the cache with them in it.
-
-    `parameters` are unstacked. Rows may be padded on the right: what padding writes lies after the row's last token,
-    where nothing looks before the next call overwrites it. The cache must have room for lengths + T. With a prefix,
-    whose layers are a tuple, every row's cache comes after it.
-    """
-    positions_BT = lengths_B[:, None] + jnp.arange(tokens_BT.shape[1])[None, :]
-    rotation = _rotation(config, positions_BT if before is None else positions_BT + before.length)
-    dtype = cache.keys[0].dtype
-    hidden_BTD = parameters["embedding"].astype(dtype)[tokens_BT]
-    new_keys, new_values = [], []
-    write = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1))
-    for index, (layer, old_keys, old_values) in enumerate(
-        zip(parameters["layers"], cache.keys, cache.values, strict=True)
-    ):
-
-        def attend(queries, keys, values, index=index, old_keys=old_keys, old_values=old_values):
-            new_keys.append(write(old_keys, keys.transpose(0, 2, 1, 3), lengths_B))
-            new_values.append(write(old_values, values.transpose(0, 2, 1, 3), lengths_B))
-            cached = (queries, new_keys[-1], new_values[-1], positions_BT, config.sliding_window)
-            if before is None:
-                return attention.attend_cached(*cached)
-            return prefixes.attend_cached(*cached, Prefix(before.keys[index], before.values[index], before.length))
-
-        layer = jax.tree.map(lambda weight: weight.astype(dtype), layer)
-        hidden_BTD = _layer(layer, config, hidden_BTD, rotation, attend)
-    hidden_BTD = _rms_norm(hidden_BTD, parameters["final_norm"].astype(dtype), config.rms_norm_eps)
-    return hidden_BTD, Cache(tuple(new_keys), tuple(new_values))
-
-
 def _layer(
-    layer: Parameters, config: Config, hidden_BTD: jax.Array, rotation, attend, share: Share = shards.ALONE
+    layer: Parameters, config: Config, hidden_BTD: jax.Array, angles, attend, share: Share = shards.ALONE
 ) -> jax.Array:
-    normed = share.places_before(_rms_norm(hidden_BTD, layer["input_norm"], config.rms_norm_eps))
+    normed = share.places_before(rms_norm(hidden_BTD, layer["input_norm"], config.rms_norm_eps))
     rows, length, _ = normed.shape
 
     def heads(name: str) -> jax.Array:
         projected = _project(normed, layer[f"{name}_proj"], layer.get(f"{name}_bias"))
         split = projected.reshape(rows, length, -1, config.head_dim)
         if config.qk_norm and name != "v":
-            split = _rms_norm(split, layer[f"{name}_norm"], config.rms_norm_eps)
+            split = rms_norm(split, layer[f"{name}_norm"], config.rms_norm_eps)
         return split
 
-    queries, keys = _rotate(heads("q"), rotation), _rotate(heads("k"), rotation)
+    queries, keys = rotate(heads("q"), angles), rotate(heads("k"), angles)
     mixed = attend(queries, keys, heads("v")).reshape(rows, length, -1)
     attended = share.sum_after(_project(mixed, layer["o_proj"]))
     hidden_BTD = hidden_BTD + (attended + layer["o_bias"] if config.output_bias else attended)
-    normed = share.places_before(_rms_norm(hidden_BTD, layer["post_attention_norm"], config.rms_norm_eps))
+    normed = share.places_before(rms_norm(hidden_BTD, layer["post_attention_norm"], config.rms_norm_eps))
     gated = jax.nn.silu(_project(normed, layer["gate_proj"])) * _project(normed, layer["up_proj"])
     return hidden_BTD + share.sum_after(_project(gated, layer["down_proj"]))
 
@@ -336,13 +278,14 @@ def _project(x_BTD: jax.Array, weight_DF: jax.Array, bias_F: jax.Array | None = 
     return projected.reshape(*x_BTD.shape[:-1], -1)
 
 
-def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Root mean square normalization over the last axis (Zhang and Sennrich 2019), in float32."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale
 
 
-def _rotation(config: Config, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotation(config: Config, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine [B, T, 1, K/2] of each position's rotary angles, in float32."""
     half = config.head_dim // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -360,9 +303,10 @@ def _stretch(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
-def _rotate(x_BTHK: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x_BTHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Queries or keys turned by their positions' angles."""
     # Hugging Face's layout: the two halves of a head are the two parts of each rotated pair.
-    cosine, sine = rotation
+    cosine, sine = angles
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return rotated.astype(x_BTHK.dtype)

@@ -1,9 +1,9 @@
-"""A beginning that many sequences share, read once: its keys and values, and attention of what follows over them.
+"""A beginning that many packed rows share, read once: its keys and values, and attention of what follows over them.
 
 Few-shot examples before every question of a benchmark are such a beginning. Tokens that follow it see all of it,
 beside what they would see without it; a padded prefix is the same as one that fits.
 
-Shapes: B rows, T places, S cache places, P prefix places, H query heads, G key/value heads, R = H/G, K head width,
+Shapes: B rows, T places, P prefix places, H query heads, G key/value heads, R = H/G, K head width,
 L layers.
 """
 
@@ -25,12 +25,11 @@ _LOWEST = -1e30  # the score of what is not seen: finite, so that a place that s
 class Prefix(NamedTuple):
     """What was read: places 0 … length - 1 hold positions 0 … length - 1, what comes after is padding.
 
-    keys, values: of each layer [G, P, K]; stacked [L, G, P, K] for `llama.forward`, a tuple of them for `llama.extend`.
-    length: int32 scalar.
+    keys, values: of each layer [G, P, K], of all [L, G, P, K]. length: int32 scalar.
     """
 
-    keys: jax.Array | tuple[jax.Array, ...]
-    values: jax.Array | tuple[jax.Array, ...]
+    keys: jax.Array
+    values: jax.Array
     length: jax.Array
 
 
@@ -60,31 +59,8 @@ def attend(
     return output_BGRTK.transpose(0, 3, 1, 2, 4).reshape(queries_BTHK.shape)
 
 
-def attend_cached(
-    queries_BTHK: jax.Array,
-    keys_BGSK: jax.Array,
-    values_BGSK: jax.Array,
-    own_BT: jax.Array,
-    window: int | None,
-    before: Prefix,
-) -> jax.Array:
-    """`attention.attend_cached` where the caches come after one layer's prefix; [B, T, H, K].
-
-    `own_BT` is the cache place of each query.
-    """
-    places = jnp.arange(keys_BGSK.shape[2])
-    seen = places[None, None, :] <= own_BT[:, :, None]
-    if window is not None:
-        seen &= own_BT[:, :, None] - places[None, None, :] < window
-    seen_before = _seen_before(own_BT + before.length, before, window)
-    queries = _group(queries_BTHK, keys_BGSK.shape[1])
-    output_BGRTK = _attend(queries, keys_BGSK, values_BGSK, seen, before, seen_before)
-    return output_BGRTK.transpose(0, 3, 1, 2, 4).reshape(queries_BTHK.shape)
-
-
 def _seen_before(positions_BT: jax.Array, before: Prefix, window: int | None) -> jax.Array:
     """Whether each query sees each place of the prefix: bool [B, T, P]."""
-    assert isinstance(before.keys, jax.Array)
     places = jnp.arange(before.keys.shape[-2])
     seen = jnp.broadcast_to(places < before.length, (*positions_BT.shape, len(places)))
     if window is not None:

@@ -1,7 +1,7 @@
 """The attention rule of packed rows, and the ways to compute it: one function, an implementation per platform.
 
     rule.py     who sees whom
-    dense.py    every pair of places, for tests and for decoding over a cache
+    dense.py    every pair of places, for tests
     blocks.py   block by block in plain XLA: pairs of blocks that nobody sees into are never computed
 
 Implementations differ in speed alone: each equals `dense`.
@@ -13,13 +13,12 @@ from typing import Literal
 import jax
 
 from bactrian.model.attention import blocks, dense
-from bactrian.model.attention.dense import attend_cached
 from bactrian.model.attention.rule import Places, visible
 
 Implementation = Literal["blocked", "dense"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-__all__ = ["Attend", "Implementation", "Places", "attend_cached", "over", "visible"]
+__all__ = ["Attend", "Implementation", "Places", "over", "visible"]
 
 
 def over(places: Places, window: int | None = None, implementation: Implementation = "blocked") -> Attend:
