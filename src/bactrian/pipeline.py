@@ -187,7 +187,8 @@ class Pipeline:
             scores |= evidence.preference(pairs, None if model.label == "base" else base_pairs)
             counts["heldout_pairs"] = len(base_pairs)
         if self.prompts:
-            engine = Engine(self.base.config, model.parameters, dtype=self.recipe.model.compute_dtype)
+            mesh = self.computation.compute.mesh
+            engine = Engine(self.base.config, model.parameters, dtype=self.recipe.model.compute_dtype, mesh=mesh)
             settings = self.recipe.evaluation
             answers = evidence.answer(engine, self.chat, self.prompts, settings.max_tokens, self.recipe.seed)
             scores |= evidence.record_answers(self.run, model.label, settings, self.prompts, answers)

@@ -9,6 +9,10 @@ the mesh before (over one device at first) was restored over this one.
     sharded_steps.py text 2x2x1x2:full 154
 
 prints an update of SFT over a mesh, with rows of 154 places, as XLA has compiled it.
+
+    sharded_steps.py answers 2x2x1x2:none
+
+prints what the engine answers on one device and over a mesh.
 """
 
 import json
@@ -26,6 +30,7 @@ import optax
 
 from bactrian.data import packing
 from bactrian.data.records import Batch, Example
+from bactrian.inference.engine import Engine, Settings
 from bactrian.model import llama
 from bactrian.model import mesh as meshes
 from bactrian.recipe import Mesh, Model
@@ -159,8 +164,23 @@ def compare(arguments: list[str]) -> None:
                 print(json.dumps({"mesh": argument, "stage": name, "errors": named, "moved": is_moved}), flush=True)
 
 
+def answers(argument: str) -> list[list[list[int]]]:
+    """Answers of the engine, on one device and over the mesh, to prompts that partly begin alike."""
+    random = np.random.default_rng(3)
+    prompts = [random.integers(0, CONFIG.vocab_size, length) for length in (3, 40, 17)]
+    prompts += [np.concatenate([prompts[1], prompt]) for prompt in prompts]
+    mesh = computed_over(argument).compute.mesh
+    assert mesh is not None
+    placed = jax.device_put(parameters(), meshes.of_parameters(mesh, CONFIG))
+    engines = Engine(CONFIG, jax.tree.map(jax.numpy.asarray, parameters())), Engine(CONFIG, placed, mesh=mesh)
+    settings = Settings(max_tokens=12, temperature=1.0)  # drawn: what is likeliest of a random model hardly varies
+    return [[answer.tokens.tolist() for answer in engine.generate(prompts, settings)] for engine in engines]
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "text":
+    if sys.argv[1] == "answers":
+        print(json.dumps(answers(sys.argv[2])))
+    elif sys.argv[1] == "text":
         print(compiled(computed_over(sys.argv[2]), int(sys.argv[3])))
     else:
         compare(sys.argv[1:])

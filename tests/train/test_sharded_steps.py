@@ -78,3 +78,9 @@ def test_devices_with_rows_of_their_own_send_weights_alone_and_each_once(remat: 
 def carries_places(shape: str) -> bool:
     arrays = re.findall(r"\w+\[([\d,]*)\]", shape)
     return any(math.prod(int(length) for length in lengths.split(",") if length) % 77 == 0 for lengths in arrays)
+
+
+def test_answers_over_a_mesh_are_those_of_one_device():
+    alone, over_mesh = json.loads(program("answers", "2x2x1x2:none"))
+    assert over_mesh == alone
+    assert len(set(map(tuple, alone))) == 6 and all(len(answer) == 12 for answer in alone)

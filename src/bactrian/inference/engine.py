@@ -22,11 +22,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from bactrian.data import sharing
 from bactrian.errors import InputError
 from bactrian.inference import sampling
 from bactrian.model import decoding, llama
+from bactrian.model import mesh as meshes
 from bactrian.model.decoding import Cache, Shared
 
 _LOOK_EVERY = 8  # steps between two looks of the host at what was generated
@@ -104,7 +106,10 @@ class _Answering:
 
 
 class Engine:
-    """A model ready to generate: its layers unstacked and cast once."""
+    """A model ready to generate: its layers unstacked and cast once.
+
+    Parameters that lie over a mesh stay where they are, and what a step computes goes to them.
+    """
 
     def __init__(
         self,
@@ -113,12 +118,14 @@ class Engine:
         *,
         dtype: llama.Dtype = "float32",
         max_rows: int = 32,
+        mesh: Mesh | None = None,
     ):
         if max_rows < 1:
             raise InputError(f"max_rows is {max_rows}: the engine needs at least 1 row")
         self.config = config
         self.dtype = dtype
         self.max_rows = max_rows
+        self._mesh = mesh
         self._parameters = decoding.lay_out(parameters, dtype)
 
     def generate(self, prompts: Sequence[Ids], settings: Settings, ended: Ended | None = None) -> list[Generated]:
@@ -165,7 +172,8 @@ class Engine:
 
     def _read_shared(self, tokens: np.ndarray) -> Shared:
         parts = _parts(tokens)
-        cache = self._fill([tokens], decoding.empty_cache(self.config, 1, sum(map(len, parts)), self.dtype), None)
+        cache = _empty_cache(self.config, 1, sum(map(len, parts)), self.dtype, self._mesh)
+        cache = self._fill([tokens], cache, None)
         return _share(cache, np.int32(len(tokens)))
 
     def _fill(self, prompts: list[np.ndarray], cache: Cache, before: Shared | None) -> Cache:
@@ -187,7 +195,7 @@ class Engine:
         """Answers requests of one cache size: (index, new tokens, how it ended or None), as the host learns them."""
         places = _rounded(max(request.places for request in requests))
         count = min(_power_of_two(len(requests)), self.max_rows)
-        cache = _empty_cache(self.config, count, places, self.dtype)
+        cache = _empty_cache(self.config, count, places, self.dtype, self._mesh)
         rows = Rows(np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros((count, 2), np.uint32))
         knobs = sampling.Knobs(
             jnp.float32(settings.temperature or 1), jnp.int32(settings.top_k), jnp.float32(settings.top_p)
@@ -203,7 +211,7 @@ class Engine:
             drawn = []
             for _ in range(min(look_every, max(answer.left for answer in answering.values()))):
                 state = (cache, rows, places - 1, knobs)
-                cache, rows = _step(self._parameters, self.config, *state, settings.mode, before)
+                cache, rows = _step(self._parameters, self.config, *state, settings.mode, before, self._mesh)
                 drawn.append(rows.tokens_B)
             columns = np.stack(jax.device_get(drawn), axis=1)
             for slot, answer in list(answering.items()):
@@ -230,7 +238,7 @@ class Engine:
         # Rows that are left over are read as the first is, and moved nowhere.
         padded = requests + [requests[0]] * (size - len(requests))
         slots = np.array([*arrivals, *[len(rows.tokens_B)] * (size - len(requests))], np.int32)
-        own = _empty_cache(self.config, size, cache.values[0].shape[2], self.dtype)
+        own = _empty_cache(self.config, size, cache.values[0].shape[2], self.dtype, self._mesh)
         own = self._fill([request.prompt[:-1] for request in padded], own, before)
         tokens = np.array([request.prompt[-1] for request in padded], np.int32)
         lengths = np.array([len(request.prompt) - 1 for request in padded], np.int32)
@@ -239,7 +247,12 @@ class Engine:
 
 
 _share = jax.jit(decoding.share)
-_empty_cache = jax.jit(decoding.empty_cache, static_argnums=(0, 1, 2, 3))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _empty_cache(config: llama.Config, rows: int, places: int, dtype: llama.Dtype, mesh: Mesh | None) -> Cache:
+    cache = decoding.empty_cache(config, rows, places, dtype)
+    return cache if mesh is None else jax.lax.with_sharding_constraint(cache, meshes.of_cache(mesh, config))
 
 
 @jax.jit
@@ -261,7 +274,7 @@ def _move(cache: Cache, rows: Rows, slots: Any, own: Cache, arrived: Rows) -> tu
     return jax.tree.map(lambda all, some: all.at[slots].set(some, mode="drop"), (cache, rows), (own, arrived))
 
 
-@partial(jax.jit, static_argnames=("config", "mode"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("config", "mode", "mesh"), donate_argnames="cache")
 def _step(
     parameters: llama.Parameters,
     config: llama.Config,
@@ -271,6 +284,7 @@ def _step(
     knobs: sampling.Knobs,
     mode: sampling.Mode,
     before: Shared | None,
+    mesh: Mesh | None,
 ) -> tuple[Cache, Rows]:
     """Decode: every slot reads its token and draws the next."""
     hidden_DB, cache = decoding.extend(parameters, config, rows.tokens_B[:, None], cache, rows.lengths_B, before)
@@ -280,7 +294,9 @@ def _step(
     # A draw's number counts from the prompt's beginning, whatever of it is shared.
     drawn_B = lengths_B if before is None else lengths_B + before.length
     keys_B = jax.vmap(jax.random.fold_in)(rows.keys_B, drawn_B)
-    return cache, Rows(sampling.choose(logits_BV, keys_B, knobs, mode), lengths_B, rows.keys_B)
+    rows = Rows(sampling.choose(logits_BV, keys_B, knobs, mode), lengths_B, rows.keys_B)
+    # The host looks at them.
+    return cache, rows if mesh is None else jax.lax.with_sharding_constraint(rows, meshes.sharding(mesh, ()))
 
 
 def _until_end(drawn: np.ndarray, left: int, stop_ids: tuple[int, ...]) -> tuple[np.ndarray, Finish | None]:

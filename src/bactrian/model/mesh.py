@@ -20,7 +20,19 @@ from bactrian.model.shards import AXES
 if TYPE_CHECKING:
     from bactrian.recipe import Mesh as Settings
 
-__all__ = ["AXES", "check", "make", "of_batch", "of_parameters", "of_state", "parts", "place", "sharding", "sizes"]
+__all__ = [
+    "AXES",
+    "check",
+    "make",
+    "of_batch",
+    "of_cache",
+    "of_parameters",
+    "of_state",
+    "parts",
+    "place",
+    "sharding",
+    "sizes",
+]
 
 
 def sizes(settings: "Settings", devices: int) -> dict[str, int]:
@@ -123,6 +135,12 @@ def of_batch(mesh: Mesh, batch: Any) -> Any:
         return NamedSharding(mesh, P(*(None,) * (column.ndim - len(axes)), *spec))
 
     return type(batch)(*(one(axes, column) for axes, column in zip(batch.axes, batch, strict=True)))
+
+
+def of_cache(mesh: Mesh, config: llama.Config) -> NamedSharding:
+    """The sharding of every array of a decoding cache: by key/value heads, where they divide."""
+    splits = shards.splits(mesh, ("kv_heads",), llama.share(config, mesh).counts)
+    return NamedSharding(mesh, P(None, splits[0] or None))
 
 
 def place(mesh: Mesh, batch: Any) -> Any:
