@@ -71,7 +71,10 @@ def parameters() -> llama.Parameters:
 
 
 def microbatches(own: tuple[int, ...], places: int = PLACES) -> Batch:
-    """A batch of random examples with branches of these lengths, in two microbatches and one of padding."""
+    """A batch of random examples: conversations in microbatches, of which the last is padding, or pairs all at once.
+
+    `own` are the lengths of an example's branches.
+    """
     random = np.random.default_rng(1)
     examples = []
     for _ in range(20):
@@ -86,6 +89,8 @@ def microbatches(own: tuple[int, ...], places: int = PLACES) -> Batch:
     plan = packing.plan(lengths, order, places, ROWS, branches, places)
     references = -random.random((len(examples), branches)).astype(np.float32)
     batch = packing.batch(plan, examples, 0, references)
+    if own:
+        return trainer.split(batch, plan.rows)
     padding = packing.empty(ROWS, places, plan.segments, branches)
     return trainer.split(Batch(*map(np.concatenate, zip(batch, padding, strict=True))), ROWS)
 

@@ -59,7 +59,7 @@ LAYER = 7  # matrices in a layer
 COLLECTIVE = re.compile(r"= (.+?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(.*?replica_groups=([^ ]+),")
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_devices_with_rows_of_their_own_send_weights_alone_and_each_once(remat: str):
     """Read in what XLA has compiled, over a mesh of data 2 × fsdp 2 × tensor 2."""
     collectives = COLLECTIVE.findall(program("text", f"2x2x1x2:{remat}", str(PLACES)))
@@ -80,6 +80,7 @@ def carries_places(shape: str) -> bool:
     return any(math.prod(int(length) for length in lengths.split(",") if length) % 77 == 0 for lengths in arrays)
 
 
+@pytest.mark.slow
 def test_answers_over_a_mesh_are_those_of_one_device():
     alone, over_mesh = json.loads(program("answers", "2x2x1x2:none"))
     assert over_mesh == alone
