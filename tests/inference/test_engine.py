@@ -97,6 +97,22 @@ def test_answers_end_at_the_first_stop_id_and_slots_are_given_on(engine):
     assert {answer.finish for answer in answers} == {"length", "stop"}
 
 
+def test_a_batch_that_narrows_and_reads_many_at_once_changes_no_answer(monkeypatch, parameters):
+    prompts = np.random.default_rng(8).integers(0, 97, (21, 5)).tolist()
+    settings = Settings(max_tokens=40, temperature=1.0, stop_ids=(5, 17, 60, 61, 62))
+    sizes, narrow = [], engines._narrow
+
+    def narrowed(cache, rows, slots):
+        sizes.append((len(rows.tokens_B), len(slots)))
+        return narrow(cache, rows, slots)
+
+    monkeypatch.setattr(engines, "_narrow", narrowed)
+    together = Engine(CONFIG, parameters).generate(prompts, settings)
+    by_one = Engine(CONFIG, parameters, max_rows=1).generate(prompts, settings)
+    assert _lists(together) == _lists(by_one)
+    assert sizes == [(24, 8)]
+
+
 def test_a_seed_gives_the_same_tokens_and_another_gives_others(engine):
     first, again, other = (
         _lists(engine.generate(PROMPTS, Settings(max_tokens=8, temperature=1.0, seed=seed))) for seed in (7, 7, 8)

@@ -2,9 +2,9 @@
 
 A prompt waits until one of the batch's slots is free, is read into a cache of its own, abreast with others of its size
 that wait, and moves into the slot; then all slots step together, one token each. A slot whose answer has ended steps on
-unheeded until the host, which looks every few steps, gives it to the next prompt. What a row answers depends on its
-prompt, the settings and its place in the list of prompts, never on the other rows. What many prompts begin with is read
-once and looked back at by all of them.
+unheeded until the host, which looks every few steps, gives it to the next prompt; when none waits and half the slots
+are done, the rest go on in a smaller batch. What a row answers depends on its prompt, the settings and its place in the
+list of prompts, never on the other rows. What many prompts begin with is read once and looked back at by all of them.
 
 Lengths are rounded up to a few buckets, so that few programs are compiled.
 
@@ -35,6 +35,7 @@ _LOOK_EVERY = 8  # steps between two looks of the host at what was generated
 _SMALLEST_BUCKET = 32
 _READ_AT_ONCE = 512  # tokens per prefill call: bounds its attention scores and the number of programs
 _LARGE = 1024  # requests whose caches are longer run together by multiples of it, shorter ones by powers of two
+_FEWEST = 8  # slots that a batch is not made smaller than: its step's time is that of reading the weights
 _GROUP_COST = 4096  # tokens read in the time that slots stand idle because prompts that begin alike run by themselves
 
 Finish = Literal["stop", "length"]
@@ -194,7 +195,7 @@ class Engine:
     ) -> Iterator[tuple[int, np.ndarray, Finish | None]]:
         """Answers requests of one cache size: (index, new tokens, how it ended or None), as the host learns them."""
         places = _rounded(max(request.places for request in requests))
-        count = min(_power_of_two(len(requests)), self.max_rows)
+        count = min(_slots(len(requests)), self.max_rows)
         cache = _empty_cache(self.config, count, places, self.dtype, self._mesh)
         rows = Rows(np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros((count, 2), np.uint32))
         knobs = sampling.Knobs(
@@ -223,6 +224,11 @@ class Engine:
                 if finish:
                     del answering[slot]
                 yield answer.index, tokens, finish
+            fewer = max(_FEWEST, _slots(len(answering)))
+            if answering and not waiting and fewer * 2 <= count:
+                kept, count = sorted(answering), fewer
+                answering = {new: answering[old] for new, old in enumerate(kept)}
+                cache, rows = _narrow(cache, rows, np.resize(kept, count))
 
     def _admit(
         self,
@@ -272,6 +278,11 @@ def _read(
 @partial(jax.jit, donate_argnames="cache")
 def _move(cache: Cache, rows: Rows, slots: Any, own: Cache, arrived: Rows) -> tuple[Cache, Rows]:
     return jax.tree.map(lambda all, some: all.at[slots].set(some, mode="drop"), (cache, rows), (own, arrived))
+
+
+@jax.jit
+def _narrow(cache: Cache, rows: Rows, slots: Any) -> tuple[Cache, Rows]:
+    return jax.tree.map(lambda all: all[slots], (cache, rows))
 
 
 @partial(jax.jit, static_argnames=("config", "mode", "mesh"), donate_argnames="cache")
@@ -341,6 +352,11 @@ def _parts(tokens: np.ndarray) -> list[np.ndarray]:
         padding = max(_SMALLEST_BUCKET, _power_of_two(rest)) - rest
         parts.append(np.pad(tokens[whole:], (0, padding)))
     return parts
+
+
+def _slots(requests: int) -> int:
+    """How many slots a batch of so many requests has: of few sizes, so that few programs are compiled."""
+    return _power_of_two(requests) if requests < _FEWEST else -(-requests // _FEWEST) * _FEWEST
 
 
 def _size(places: int) -> int:

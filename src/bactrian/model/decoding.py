@@ -40,7 +40,7 @@ class Shared(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What each query sees of its row's cache, bool [B, T, S], and of the shared places, bool [P, B, T] or [P, 1, 1]."""
+    """What each query sees of its row's cache, bool [B, T, S], and of what is shared, bool [P, B, T] or [P, 1, 1]."""
 
     own_BTS: jax.Array
     shared_PBT: jax.Array | None
