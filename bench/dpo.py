@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="dots")
     parser.add_argument("--peer-pairs", type=int, default=24, help="that TRL takes of a turn's pairs")
     parser.add_argument("--peer-microbatch", type=int, default=4, help="pairs that TRL computes at once")
-    parser.add_argument("--peer-best-microbatch", type=int, default=2)
+    parser.add_argument("--peer-best-microbatch", type=int, default=4)
     arguments = parser.parse_args()
     default, best, plain = "trl, default", "trl, best", "pairs_per_second"
     ratios = {

@@ -44,7 +44,7 @@ def examples(prepared: Prepared) -> list[Example]:
 
 
 def stratified(lengths: Sequence[int], groups: int, size: int, alike: bool) -> list[list[int]]:
-    """So many groups of indices, evenly from the shortest to the longest; those of a group are of like length, or any."""
+    """So many groups of indices, evenly from the shortest to the longest; a group's are of like length, or of any."""
     ordered = np.argsort(lengths, kind="stable")
     random = np.random.default_rng(0)
     if alike:
