@@ -33,10 +33,11 @@ BETA = 0.1
 
 def prepared(arguments: argparse.Namespace) -> Prepared:
     """One turn's share of the pairs, packed."""
-    rows = arguments.pairs + arguments.pairs // 8  # some may be unusable
+    rows = arguments.pairs + arguments.pairs // 4  # those that are too long are left out, on every side
     settings = DPO(
         data=(Source(path=str(arguments.data), format=arguments.format, limit=rows),),
         batch_size=arguments.batch_size,
+        max_dropped=0.2,
         max_length=arguments.max_length,
         row_length=arguments.row_length,
         microbatch_rows=arguments.microbatch_rows,
