@@ -4,7 +4,8 @@ A side is a function from the command line's arguments to its figures, numbers b
 sides; each child is the same command with `--side` and `--turn` added, and its last line is its figures as JSON. The
 parent stays small, because on Linux a child's peak memory is never said to be less than its parent's was.
 
-Results lie in `bench/results/NAME.json` with the machine, the versions and the commit, and `NAME.png` beside it.
+Results lie in `bench/results/NAME.json` with the machine, the versions and the commit, and `NAME.png` beside it. What
+is cut short goes on where it was, as long as none of these and none of the arguments has changed.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,23 +84,41 @@ def run(arguments: argparse.Namespace, sides: Mapping[str, Side], report: Report
     if arguments.side:
         print(json.dumps(sides[arguments.side](arguments)))
         return {}
-    try:
-        runs = in_turn(list(sides), arguments.turns, lambda side, turn: child(own_command(arguments, side, turn)))
-    except SideFailed as failed:
-        sys.exit(str(failed))
+    with unfinished(arguments, report.name) as runs:
+        in_turn(list(sides), arguments.turns, lambda side, turn: child(own_command(arguments, side, turn)), runs)
     publish(report, runs, arguments)
     return runs
 
 
-def in_turn(sides: Sequence[str], turns: int, measure: Callable[[str, int], Figures]) -> Runs:
-    """The figures of every side and turn, measured A B A B …, each said as soon as it is known."""
-    runs: Runs = {side: [] for side in sides}
+@contextmanager
+def unfinished(arguments: argparse.Namespace, name: str) -> Iterator[Runs]:
+    """What was measured already, to be added to; kept if something fails, which ends the process."""
+    path = arguments.results / f"{name}.partial.json"
+    key = {"machine": machine(), "arguments": _settings(arguments)}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    runs: Runs = before["sides"] if {part: before.get(part) for part in key} == key else {}
+    try:
+        yield runs
+    except BaseException as error:
+        if runs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({**key, "sides": runs}), encoding="utf-8")
+        if isinstance(error, SideFailed):
+            sys.exit(str(error))
+        raise
+    path.unlink(missing_ok=True)
+
+
+def in_turn(sides: Sequence[str], turns: int, measure: Callable[[str, int], Figures], runs: Runs) -> None:
+    """Measure every side and turn that `runs` lacks, A B A B …, and add it there, each said as soon as it is known."""
+    for side in sides:
+        runs.setdefault(side, [])
     for turn in range(1, turns + 1):
         for side in sides:
-            runs[side].append(measure(side, turn))
-            said = "  ".join(f"{name} {_number(value)}" for name, value in runs[side][-1].items())
+            if len(runs[side]) < turn:
+                runs[side].append(measure(side, turn))
+            said = "  ".join(f"{name} {_number(value)}" for name, value in runs[side][turn - 1].items())
             print(f"turn {turn}  {side:24}  {said}", flush=True)
-    return runs
 
 
 def own_command(arguments: argparse.Namespace, side: str, turn: int) -> list[str]:
@@ -127,11 +147,7 @@ def publish(report: Report, runs: Runs, arguments: argparse.Namespace) -> None:
     kept = {
         "name": report.name,
         "machine": machine(),
-        "arguments": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(arguments).items()
-            if name not in ("side", "turn", "results", "through")
-        },
+        "arguments": _settings(arguments),
         "sides": runs,
         "ratios": {name: _spread(ratio.of(runs)) for name, ratio in report.ratios.items()},
         "notes": list(report.notes),
@@ -157,6 +173,12 @@ def text(kept: dict[str, Any]) -> list[str]:
         lines.append(f"{name}: {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
     lines += kept["notes"]
     return [*lines, ", ".join(f"{name} {value}" for name, value in kept["machine"].items())]
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that say what is measured."""
+    own = {name: value for name, value in vars(arguments).items() if name not in ("side", "turn", "results", "through")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
 
 
 def machine() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import alternate
 import numpy as np
 import work
-from alternate import Figures, Ratio, Report, SideFailed
+from alternate import Figures, Ratio, Report, Runs, SideFailed
 
 from bactrian.data import packing
 from bactrian.data.packing import Plan
@@ -268,7 +268,8 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
     def measure(side: str, turn: int) -> Figures:
         return alternate.child([*alternate.own_command(arguments, side, turn), *best[side]])
 
-    runs = alternate.in_turn(list(best), arguments.turns, measure)
+    runs: Runs = {}
+    alternate.in_turn(list(best), arguments.turns, measure, runs)
     figure = "tokens_per_second"
     ratios = {"bactrian / trl": Ratio(figure, "trl", figure)} if len(best) == len(SIDES) else {}
     notes = [f"{side}: {' '.join(settings)}" for side, settings in best.items()] + [work.FORMULA]
