@@ -38,13 +38,14 @@ COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class Timed(NamedTuple):
-    """Seconds of the timed microbatches with the update that follows them, and the tokens learnt in them.
+    """Seconds of the timed microbatches with their update, the tokens learnt in them, the loss of the whole update.
 
     `mean_reference` is the reference's mean log-probability of an answer where it was computed beforehand.
     """
 
     seconds: float
     learned: int
+    loss: float
     mean_reference: float | None = None
 
 
@@ -88,7 +89,7 @@ def dpo(model: Any, pairs: Sequence[Example], microbatch: int, warm: int, **sett
         if settings.get("precompute_ref_log_probs"):
             known: Any = trainer.train_dataset
             mean = float(np.mean([known[f"ref_{name}_logps"][timed] for name in ("chosen", "rejected")]))
-        return Timed(_train(trainer, warm), learned, mean)
+        return Timed(_train(trainer, warm), learned, _loss(trainer), mean)
 
 
 def sft(model: Any, conversations: Sequence[Example], microbatch: int, warm: int, **settings: Any) -> Timed:
@@ -107,7 +108,8 @@ def sft(model: Any, conversations: Sequence[Example], microbatch: int, warm: int
         arguments = SFTConfig(folder, **_arguments(count, microbatch), **ready, **settings)
         trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=_words())
         seconds = _train(trainer, warm)
-    return Timed(seconds, sum(map(_learned, rows.select(range(warm * microbatch, count)))))
+    learned = sum(map(_learned, rows.select(range(warm * microbatch, count))))
+    return Timed(seconds, learned, _loss(trainer))
 
 
 def _learned(row: Any) -> int:
@@ -123,6 +125,10 @@ def _train(trainer: Any, warm: int) -> float:
     trainer.add_callback(clock)
     trainer.train()
     return clock.ends[-1] - clock.ends[warm - 1]
+
+
+def _loss(trainer: Any) -> float:
+    return next(float(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
 def _arguments(rows: int, microbatch: int) -> dict[str, Any]:
