@@ -6,7 +6,8 @@
 Here every turn trains on its own share of the pairs, the reference pass timed apart. TRL takes `--peer-pairs` of that
 share, as many of every length. Warm-up (here the compilation, there a microbatch) is in no figure. TRL "default" is
 its defaults: gradient checkpointing, the reference model run beside the policy, padded batches. TRL "best" is the
-fastest that worked of what it has: references beforehand, no checkpointing, batches of like lengths.
+fastest that worked of what it has: references beforehand, no checkpointing, batches of like lengths. Its padding-free
+batches do not work: TRL 1.16 switches them off with a warning. It packs no pairs, and Liger's kernels need a GPU.
 
 pairs_per_second: with references cached. …_one_epoch, …_three_epochs: with the reference pass in it.
 tokens_per_second: tokens of both answers' sequences, the prompt in each, without padding.
@@ -63,7 +64,7 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
         "pairs_per_second_one_epoch": 1 / (1 / rate + per_pair),
         "pairs_per_second_three_epochs": 1 / (1 / rate + per_pair / 3),
         **_tokens(pairs, trained.seconds),
-        "mfu": flops / trained.seconds / work.jax_rate("float32", MATRIX),
+        **work.utilization(flops, trained.seconds, work.jax_rate("float32", MATRIX)),
         "row_length": share.training.plan.row_length,
         "row_fill": trained.row_fill,
         "first_loss": trained.first_loss,
@@ -102,7 +103,7 @@ def _trl(arguments: argparse.Namespace, microbatch: int, alike: bool, **settings
     figures = {
         "pairs_per_second": len(pairs) / timed.seconds,
         **_tokens(pairs, timed.seconds),
-        "mfu": flops / timed.seconds / rate,
+        **work.utilization(flops, timed.seconds, rate),
     }
     return figures | ({"mean_reference": timed.mean_reference} if timed.mean_reference is not None else {})
 

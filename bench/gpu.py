@@ -14,9 +14,11 @@ mfu: against the rate of a bfloat16 product in the same process; mfu_6nd counts 
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -140,9 +142,8 @@ def _figures(given: Sequence[Example], config: llama.Config, seconds: float, rat
     parameters = sum(np.prod(spec.shape, dtype=float) for spec in _leaves(llama.specs(config)))
     figures: Figures = {
         "tokens_per_second": done.tokens / seconds,
-        "mfu": done.flops(config) / seconds / rate,
+        **work.utilization(done.flops(config), seconds, rate),
         "mfu_6nd": 6 * parameters * done.tokens / seconds / rate,
-        "matmul_tflops": rate / 1e12,
         "seconds": seconds,
         "tokens": done.tokens,
     }
@@ -198,6 +199,7 @@ def trl(arguments: argparse.Namespace) -> Figures:
     torch.set_default_dtype(torch.float32)
     more = {"gradient_checkpointing": arguments.remat[0] != "none", "bf16": arguments.parameters == "float32"}
     more |= {"use_cpu": device == "cpu", "learning_rate": 1e-8}
+    more |= {"use_liger_kernel": device == "cuda" and find_spec("liger_kernel") is not None}
     if stage == "dpo":
         given = given[: len(given) // microbatch * microbatch]
         warm = given[:microbatch]
@@ -227,6 +229,8 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="TRL too")
     parser.add_argument("--toy", action="store_true", help="narrow and short, to see that everything runs")
     arguments = parser.parse_args()
+    # JAX takes three quarters of the memory by default, before anything is computed.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     if arguments.side:
         print(json.dumps(SIDES[arguments.side](arguments)))
         return

@@ -50,7 +50,7 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
     return {
         "learned_per_second": counts["learned_tokens"] / trained.seconds,
         "tokens_per_second": counts["tokens"] / trained.seconds,
-        "mfu": flops / trained.seconds / work.jax_rate("float32", MATRIX),
+        **work.utilization(flops, trained.seconds, work.jax_rate("float32", MATRIX)),
         "learned_share": counts["learned_tokens"] / counts["tokens"],
         "row_length": share.training.plan.row_length,
         "row_fill": trained.row_fill,
@@ -96,7 +96,7 @@ def _trl(arguments: argparse.Namespace, microbatch: int, **settings) -> Figures:
     return {
         "learned_per_second": timed.learned / timed.seconds,
         "tokens_per_second": part * counts["tokens"] / timed.seconds,
-        "mfu": flops / timed.seconds / rate,
+        **work.utilization(flops, timed.seconds, rate),
         "learned_share": counts["learned_tokens"] / counts["tokens"],
         "first_loss": timed.loss,
     }

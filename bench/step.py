@@ -75,7 +75,7 @@ def _figures(seconds: list[float], rate: float) -> Figures:
     config = weights.read_config(hub.locate(training_data.MODEL))
     flops = work.Work(ROWS * LENGTH, ROWS * LENGTH, ROWS * LENGTH * (LENGTH + 1) // 2).flops(config)
     median = statistics.median(seconds[WARM:])
-    return {"tokens_per_second": ROWS * LENGTH / median, "mfu": flops / median / rate, "matmul_gflops": rate / 1e9}
+    return {"tokens_per_second": ROWS * LENGTH / median, **work.utilization(flops, median, rate)}
 
 
 def _tokens(vocabulary: int):

@@ -56,6 +56,11 @@ def of_examples(examples: Iterable[Example]) -> Work:
     return Work(*total.tolist())
 
 
+def utilization(flops: float, seconds: float, rate: float) -> dict[str, float]:
+    """MFU, and the rate that it is a share of: where sides differ in that, something disturbed the machine."""
+    return {"mfu": flops / seconds / rate, "matmul_gflops": rate / 1e9}
+
+
 def jax_rate(dtype: str, size: int) -> float:
     """FLOP/s of a product of two square matrices, the best of a few."""
     import jax
