@@ -33,7 +33,10 @@ check: $(INSTALLED_TEST)
 	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 bench: $(INSTALLED_TEST)
-	$(PYTHON) bench/run.py
+	$(PYTHON) bench/step.py
+	$(PYTHON) bench/generate.py
+	$(PYTHON) bench/dpo.py
+	$(PYTHON) bench/sft.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

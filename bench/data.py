@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import alternate
+
 ROWS = 326_154
 BATCH = 256
 _FORMAT_TOKENS = 16  # of Tulu's headers in a conversation of one round, about
@@ -71,21 +73,19 @@ def compare(arguments: argparse.Namespace) -> None:
     """Run each side in turn and print what came out."""
     command = [sys.executable, __file__, "tokenize", str(arguments.chats)]
     command += ["--tokenizer", arguments.tokenizer, "--limit", str(arguments.limit)]
-    rates: dict[str, list[float]] = {side: [] for side in SIDES}
-    digests: dict[str, list[tuple[str, str]]] = {}
+    runs: alternate.Runs = {side: [] for side in SIDES}
     for turn in range(1, arguments.turns + 1):
         for side in SIDES:
-            done = json.loads(subprocess.check_output([*command, "--side", side]).splitlines()[-1])
-            digests[side] = done["digests"]
-            rates[side].append(len(done["digests"]) / done["seconds"])
-            print(f"turn {turn}  {side:24}  {rates[side][-1]:8.0f} conversations/s", flush=True)
-    theirs = digests["transformers, batched"]
+            done = alternate.child([*command, "--side", side])
+            runs[side].append({"rate": len(done["digests"]) / done["seconds"], "digests": done["digests"]})
+            print(f"turn {turn}  {side:24}  {runs[side][-1]['rate']:8.0f} conversations/s", flush=True)
+    theirs = runs["transformers, batched"][-1]["digests"]
     for side in ("bactrian, tulu", "bactrian, template"):
         for part, what in enumerate(("ids", "masks")):
-            same = sum(one[part] == other[part] for one, other in zip(digests[side], theirs, strict=True))
+            same = sum(one[part] == other[part] for one, other in zip(runs[side][-1]["digests"], theirs, strict=True))
             print(f"{side}: equal {what} in {same} of {len(theirs)} conversations")
         for peer in ("transformers, batched", "transformers, one by one"):
-            ratios = [ours / other for ours, other in zip(rates[side], rates[peer], strict=True)]
+            ratios = alternate.Ratio("rate", peer, "rate").of({side: runs[side], peer: runs[peer]})
             print(f"{side} / {peer}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

