@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from bactrian.cli_evaluate import evaluate_app
-from bactrian.errors import BactrianError, InputError
+from bactrian.errors import BactrianError, line
 
 app = typer.Typer(
     help="From a base Llama-family model to a chat assistant: data, SFT, DPO, evaluation, chat, model card.",
@@ -311,5 +311,5 @@ def main() -> None:
     try:
         app(prog_name="bactrian")
     except BactrianError as error:
-        typer.echo(f"{'error' if isinstance(error, InputError) else 'failed'}: {error}", err=True)
+        typer.echo(line(error), err=True)
         sys.exit(error.exit_code)
