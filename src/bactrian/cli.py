@@ -66,16 +66,22 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
     suffix = "" if len(stages) > 1 else f"-{'-'.join(stages)}"
     folder = run_dir or Path("runs") / f"{recipe.name}{suffix}"
 
-    from bactrian.pipeline import Pipeline
+    from bactrian import hosts, progress
 
     try:
-        Pipeline.open(recipe, folder).execute()
+        with hosts.joined() as together:
+            progress.console.quiet = not together.is_first
+            from bactrian.pipeline import Pipeline
+
+            Pipeline.open(recipe, folder, together).execute()
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command resumes it ({folder})", err=True)
         raise typer.Exit(130) from None
-    typer.echo(
-        f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}", err=True
-    )
+    if together.is_first:
+        typer.echo(
+            f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}",
+            err=True,
+        )
 
 
 @app.command()

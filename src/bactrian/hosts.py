@@ -95,7 +95,7 @@ class Hosts:
         self.names = {index: socket.gethostname()}
         self._client = client
         self._asked = 0
-        self._stopping = False
+        self.is_stopping = False  # the last answer of `should_stop`
         self._in_order = False
         self._patience = float(os.environ.get("BACTRIAN_BARRIER_TIMEOUT", _PATIENCE))
 
@@ -154,17 +154,16 @@ class Hosts:
 
         Once it is yes it stays yes.
         """
-        if self.count > 1 and not self._stopping:
+        if self.count > 1 and not self.is_stopping:
             from jax.experimental import multihost_utils
 
             self._asked += 1
-            self._stopping = multihost_utils.reached_preemption_sync_point(self._asked)
-        return self._stopping
-
+            self.is_stopping = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self.is_stopping
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        """While this lasts `should_stop` is asked often: a process that is alone and told to stop goes on until then."""
+        """While this lasts `should_stop` is asked often, and a process that is told to stop goes on until it is."""
         self._in_order = True
         try:
             yield
@@ -173,9 +172,12 @@ class Hosts:
 
     def told(self, *_: object) -> None:
         """This process, which is alone, was told to stop. Raises `Preempted` where nobody will ask."""
-        self._stopping = True
+        self.is_stopping = True
         if not self._in_order:
             raise Preempted("stopped by SIGTERM")
+
+
+ALONE = Hosts()
 
 
 @contextmanager

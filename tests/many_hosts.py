@@ -1,0 +1,68 @@
+"""The command in several processes that are one run, all on this machine: each with CPU devices of its own."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import tiny
+
+
+class Ended(NamedTuple):
+    """How one of the processes ended, and what it said."""
+
+    code: int
+    err: str
+
+
+def start(
+    arguments: list[object], cache: Path, count: int, devices: int = 1, silence: float = 5.0, patience: float = 100.0
+) -> list[subprocess.Popen]:
+    """The processes, started; each has `devices` devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    return [
+        subprocess.Popen(
+            tiny.command(*arguments),
+            env=tiny.environment(
+                cache,
+                JAX_PLATFORMS="cpu",
+                XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES=str(count),
+                JAX_PROCESS_ID=str(index),
+                BACTRIAN_HOST_TIMEOUT=str(silence),
+                BACTRIAN_BARRIER_TIMEOUT=str(patience),
+            ),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], limit: float = 200.0) -> list[Ended]:
+    """Wait for all of them."""
+    give_up = time.monotonic() + limit
+    try:
+        said = [process.communicate(timeout=max(1.0, give_up - time.monotonic()))[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Ended(process.returncode, err) for process, err in zip(processes, said, strict=True)]
+
+
+def wait_for(moment: Callable[[], bool], processes: list[subprocess.Popen], limit: float = 120.0) -> None:
+    """Until a moment has come; an error where a process ends before."""
+    give_up = time.monotonic() + limit
+    while not moment():
+        ended = [process for process in processes if process.poll() is not None]
+        if ended or time.monotonic() > give_up:
+            for process in processes:
+                process.kill()
+            raise AssertionError(f"the moment never came: {[process.communicate()[1] for process in processes]}")
+        time.sleep(0.01)
