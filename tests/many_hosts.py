@@ -14,19 +14,20 @@ class Ended(NamedTuple):
     """How one of the processes ended, and what it said."""
 
     code: int
+    out: str
     err: str
 
 
 def start(
-    arguments: list[object], cache: Path, count: int, devices: int = 1, silence: float = 5.0, patience: float = 100.0
+    command: list[str], cache: Path, count: int, devices: int = 1, silence: float = 5.0, patience: float = 100.0
 ) -> list[subprocess.Popen]:
-    """The processes, started; each has `devices` devices."""
+    """A command as so many processes, started; each has `devices` devices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     return [
         subprocess.Popen(
-            tiny.command(*arguments),
+            command,
             env=tiny.environment(
                 cache,
                 JAX_PLATFORMS="cpu",
@@ -37,7 +38,7 @@ def start(
                 BACTRIAN_HOST_TIMEOUT=str(silence),
                 BACTRIAN_BARRIER_TIMEOUT=str(patience),
             ),
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -49,11 +50,11 @@ def finish(processes: list[subprocess.Popen], limit: float = 200.0) -> list[Ende
     """Wait for all of them."""
     give_up = time.monotonic() + limit
     try:
-        said = [process.communicate(timeout=max(1.0, give_up - time.monotonic()))[1] for process in processes]
+        said = [process.communicate(timeout=max(1.0, give_up - time.monotonic())) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [Ended(process.returncode, err) for process, err in zip(processes, said, strict=True)]
+    return [Ended(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 def wait_for(moment: Callable[[], bool], processes: list[subprocess.Popen], limit: float = 120.0) -> None:

@@ -130,9 +130,9 @@ class Hosts:
         try:
             self._client.wait_at_barrier(f"bactrian/wait/{self._asked}", int(1000 * self._patience))
         except Exception as error:
-            # Some timed out task names: /job:jax_worker/replica:0/task:3
-            named = str(error).partition("timed out task names")[2]
-            self._late(what, sorted({int(index) for index in re.findall(r"task:(\d+)", named)}), error)
+            # "Some timed out task names:", then each on a line of its own.
+            named = str(error).partition("timed out task names:")[2].partition("RPC:")[0]
+            self._late(what, [int(index) for index in re.findall(r"^\s*(\d+)\s*$", named, re.MULTILINE)], error)
 
     def _late(self, what: str, missing: list[int], error: Exception) -> NoReturn:
         if "DEADLINE_EXCEEDED" not in str(error):

@@ -36,7 +36,7 @@ def pattern(shape: tuple[int, ...], dtype) -> jax.Array:
     places = sum(
         step * jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis, step in enumerate((7, 13, 31)[: len(shape)])
     )
-    return (places % 251 - 125).astype(dtype) / 64
+    return ((places % 251 - 125) / 64).astype(dtype)
 
 
 def main(folder: Path, dtype: llama.Dtype, width: int, mlp_width: int, layers: int, vocab_size: int) -> None:
