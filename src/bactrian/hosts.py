@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
-from bactrian import errors
-from bactrian.errors import BactrianError, HostLost, InputError, Preempted
+from bactrian import cluster, errors
+from bactrian.cluster import Place
+from bactrian.errors import BactrianError, HostLost, Preempted
 
 _SILENCE = 60.0  # seconds after which a host that says nothing counts as lost: $BACTRIAN_HOST_TIMEOUT
 _PATIENCE = 1800.0  # seconds that hosts wait for one another: $BACTRIAN_BARRIER_TIMEOUT
@@ -27,63 +29,6 @@ _PULSE = 0.05  # of the silence: how often a host says that it is there
 _START = 300  # seconds until all must have come
 # How JAX, gloo and NCCL put it when another process is gone.
 _CUT_OFF = re.compile(r"gloo|nccl|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|coordination service", re.IGNORECASE)
-
-
-class Place(NamedTuple):
-    """Which process of how many this is, and where the first one listens; `devices` None leaves it all there are."""
-
-    coordinator: str
-    count: int
-    index: int
-    devices: int | None = None
-
-
-def place_of(environment: Mapping[str, str]) -> Place | None:
-    """The place that plain variables, Slurm or GKE's TPU variables give a process; None for one alone.
-
-    Raises `InputError` where the plain variables contradict themselves.
-    """
-    found = _plain(environment) or _slurm(environment) or _gke(environment)
-    return found if found and found.count > 1 else None
-
-
-def _plain(environment: Mapping[str, str]) -> Place | None:
-    address = environment.get("JAX_COORDINATOR_ADDRESS")
-    if address is None:
-        return None
-    # An indexed Job of Kubernetes says which of its pods this is.
-    index = environment.get("JAX_PROCESS_ID", environment.get("JOB_COMPLETION_INDEX", ""))
-    count = environment.get("JAX_NUM_PROCESSES", "")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count) and ":" in address):
-        raise InputError(
-            f"JAX_COORDINATOR_ADDRESS={address} JAX_NUM_PROCESSES={count} JAX_PROCESS_ID={index} name no process: give "
-            f"HOST:PORT, how many processes there are, and which of them this is, counted from 0"
-        )
-    return Place(address, int(count), int(index))
-
-
-def _slurm(environment: Mapping[str, str]) -> Place | None:
-    # Of these the list of nodes is only there in what srun starts, not in the script that calls it.
-    names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS", "SLURM_PROCID")
-    values = [environment.get(name) for name in names]
-    if None in values:
-        return None
-    job, nodes, node_count, count, index = map(str, values)
-    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
-    assert first is not None
-    address = f"{first[1]}{first[2] or ''}:{61440 + int(job) % 4096}"
-    devices = None if count == node_count else int(environment.get("SLURM_LOCALID", "0"))
-    return Place(address, int(count), int(index), devices)
-
-
-def _gke(environment: Mapping[str, str]) -> Place | None:
-    names, worker = environment.get("TPU_WORKER_HOSTNAMES"), environment.get("TPU_WORKER_ID")
-    if not names or worker is None:
-        return None
-    hosts, slices = names.split(","), int(environment.get("MEGASCALE_NUM_SLICES", "1"))
-    first = environment.get("MEGASCALE_COORDINATOR_ADDRESS", hosts[0]).split(":")[0]
-    index = int(environment.get("MEGASCALE_SLICE_ID", "0")) * len(hosts) + int(worker)
-    return Place(f"{first}:8482", slices * len(hosts), index)
 
 
 class Hosts:
@@ -145,8 +90,11 @@ class Hosts:
 
     def name(self, index: int) -> str:
         """A process as an error names it."""
-        if index not in self.names and self._client is not None:
-            self.names[index] = self._client.key_value_try_get(f"bactrian/name/{index}")
+        if index not in self.names:
+            try:
+                self.names[index] = self._client.key_value_try_get(f"bactrian/name/{index}")
+            except Exception:
+                return f"host {index}"
         return f"host {index} ({self.names[index]})"
 
     def should_stop(self) -> bool:
@@ -174,7 +122,7 @@ class Hosts:
         """This process, which is alone, was told to stop. Raises `Preempted` where nobody will ask."""
         self.is_stopping = True
         if not self._in_order:
-            raise Preempted("stopped by SIGTERM")
+            raise Preempted("told to stop; the same command resumes it")
 
 
 ALONE = Hosts()
@@ -187,8 +135,8 @@ def joined() -> Iterator[Hosts]:
     To be entered before JAX has looked for its devices. Where one fails or falls silent this ends all of them, each
     with a line that says which it was.
     """
-    place = place_of(os.environ)
-    hosts = _connect(place) if place is not None or _is_tpu_vm() else Hosts()
+    place = cluster.place_of(os.environ)
+    hosts = _connect(place) if place is not None or cluster.is_tpu_vm() else Hosts()
     if hosts.count == 1:
         before = signal.signal(signal.SIGTERM, hosts.told)
         try:
@@ -196,22 +144,17 @@ def joined() -> Iterator[Hosts]:
         finally:
             signal.signal(signal.SIGTERM, before)
         return
-    watch = _Watch(hosts)
+    watch, stopped = _Watch(hosts), None
     try:
-        yield hosts
-    except Preempted:  # all of them at once
+        try:
+            yield hosts
+        except Preempted as error:  # all of them at once
+            stopped = error
         watch.part()
-        raise
     except BaseException as error:
         watch.fail(error)
-    watch.part()
-
-
-def _is_tpu_vm() -> bool:
-    """Whether a metadata server tells which worker of a TPU slice this is; JAX forbids to ask where no TPU is."""
-    import jax
-
-    return "TPU_SKIP_MDS_QUERY" not in os.environ and jax.config.jax_platforms in ("tpu", "tpu,cpu")
+    if stopped is not None:
+        raise stopped
 
 
 def _connect(place: Place | None) -> Hosts:
@@ -220,13 +163,13 @@ def _connect(place: Place | None) -> Hosts:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # The watch is to be the first to see that a host is gone, since it can say which.
-    limits = {"initialization_timeout": _START, "heartbeat_timeout_seconds": int(3 * _silence()) + 10}
+    heartbeat = int(3 * _silence()) + 10
+    initialize = partial(jax.distributed.initialize, initialization_timeout=_START, heartbeat_timeout_seconds=heartbeat)
     try:
         if place is None:
-            jax.distributed.initialize(**limits)
+            initialize()
         else:
-            devices = None if place.devices is None else [place.devices]
-            jax.distributed.initialize(*place[:3], devices, "deactivate", **limits)
+            initialize(place.coordinator, place.count, place.index, place.devices, "deactivate")
     except RuntimeError as error:
         said = str(error).splitlines()[0]
         where = "" if place is None else f" {place.count} processes at {place.coordinator}"
@@ -273,6 +216,7 @@ class _Watch:
         else:
             traceback.print_exception(error)
             text, code = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", 1
+        self._over.set()
         with suppress(Exception):
             self._announce(self._hosts.index, text, code)
         self._end(text, code)

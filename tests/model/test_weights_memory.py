@@ -29,7 +29,7 @@ def extra_memory(folder: Path, devices: int, arguments: tuple) -> tuple[int, int
         while process.poll() is None:
             try:
                 peak = max(peak, anonymous_bytes(process.pid))
-            except (OSError, TypeError):
+            except OSError:
                 break  # it has just ended
             time.sleep(0.002)
         out, _ = process.communicate()

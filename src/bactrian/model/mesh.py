@@ -150,7 +150,7 @@ def own_parts(mesh: Mesh | None) -> frozenset[int] | None:
         return None
     count = math.prod(mesh.shape[name] for name in shards.TABLE["batch"])
     held = sharding(mesh, ("batch",)).addressable_devices_indices_map((count,)).values()
-    return frozenset(part for (index,) in held for part in range(*index.indices(count)))
+    return frozenset(part for index in held if index for part in range(*index[0].indices(count)))
 
 
 def place(mesh: Mesh, batch: Any) -> Any:
