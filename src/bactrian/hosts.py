@@ -189,7 +189,7 @@ class _Watch:
         self._client = hosts._client
         self._silence = _silence()
         self._over = threading.Event()
-        self._heard: dict[str, tuple[str, float]] = {}
+        self._heard: dict[str, tuple[str, int]] = {}  # of each its last beat, and the looks since
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
         # When the first process is gone JAX aborts this one; a handler of Python's own would come too late.
@@ -239,14 +239,13 @@ class _Watch:
                 self._end(f"failed: {self._hosts.name(about['index'])} has ended: {about['text']}", about["code"])
 
     def _listen(self) -> None:
-        """Note who has spoken since the last time."""
-        now = time.monotonic()
+        """Note who has spoken since the last time. Counted in looks: the time that this process was held up is none."""
         spoken = {key.rpartition("/")[2]: beat for key, beat in self._client.key_value_dir_get("bactrian/pulse/")}
         for index in map(str, range(self._hosts.count)):
-            beat, since = self._heard.get(index, ("", now))
-            if spoken.get(index, "") != beat or index not in self._heard:
-                self._heard[index] = spoken.get(index, ""), now
-            elif now - since > self._silence:
+            beat, looks = self._heard.get(index, ("", 0))
+            looks = looks + 1 if spoken.get(index, "") == beat else 0
+            self._heard[index] = spoken.get(index, ""), looks
+            if looks > 1 / _PULSE:
                 text = f"it said nothing for {self._silence:.0f} seconds; it was killed, or its machine is gone"
                 self._announce(int(index), f"{text}: start all of them again, and the run resumes", HostLost.exit_code)
 
