@@ -19,7 +19,7 @@ class Ended(NamedTuple):
 
 
 def start(
-    command: list[str], cache: Path, count: int, devices: int = 1, silence: float = 5.0, patience: float = 100.0
+    command: list[str], cache: Path, count: int, devices: int = 1, silence: float = 8.0, patience: float = 100.0
 ) -> list[subprocess.Popen]:
     """A command as so many processes, started; each has `devices` devices."""
     with socket.socket() as probe:
@@ -46,23 +46,20 @@ def start(
     ]
 
 
-def finish(processes: list[subprocess.Popen], limit: float = 200.0) -> list[Ended]:
-    """Wait for all of them."""
-    give_up = time.monotonic() + limit
+def finish(processes: list[subprocess.Popen]) -> list[Ended]:
+    """Wait for all of them; pytest's own limit ends what does not end."""
     try:
-        said = [process.communicate(timeout=max(1.0, give_up - time.monotonic())) for process in processes]
+        said = [process.communicate() for process in processes]
     finally:
         for process in processes:
             process.kill()
     return [Ended(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
-def wait_for(moment: Callable[[], bool], processes: list[subprocess.Popen], limit: float = 120.0) -> None:
+def wait_for(moment: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
     """Until a moment has come; an error where a process ends before."""
-    give_up = time.monotonic() + limit
     while not moment():
-        ended = [process for process in processes if process.poll() is not None]
-        if ended or time.monotonic() > give_up:
+        if any(process.poll() is not None for process in processes):
             for process in processes:
                 process.kill()
             raise AssertionError(f"the moment never came: {[process.communicate()[1] for process in processes]}")

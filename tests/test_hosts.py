@@ -118,6 +118,7 @@ def test_told_to_stop_a_run_saves_and_resumes(tmp_path: Path, tiny_recipe: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("count", "victim", "then"), [(2, 1, (4, 1)), (4, 3, (2, 2)), (4, 0, (1, 1))])
 def test_where_one_is_killed_the_others_stop_and_another_number_goes_on(
     tmp_path: Path, tiny_recipe: Path, tiny_run: Path, count: int, victim: int, then: tuple[int, int]
@@ -125,11 +126,11 @@ def test_where_one_is_killed_the_others_stop_and_another_number_goes_on(
     folder, cache = tmp_path / "run", tmp_path / "cache"
     command = tiny.command("run", tiny_recipe, "--run-dir", folder)
     processes = many_hosts.start(command, cache, count)
-    many_hosts.wait_for(lambda: train_steps(folder) > 6, processes, 280)
+    many_hosts.wait_for(lambda: train_steps(folder) > 6, processes)
     processes[victim].kill()
     killed = time.monotonic()
     ended = many_hosts.finish(processes)
-    assert time.monotonic() - killed < 60  # twelve times the silence that is waited for, on a busy machine
+    assert time.monotonic() - killed < 100  # many times the silence that is waited for, on a busy machine
     assert ended[victim].code == -signal.SIGKILL
     for index in set(range(count)) - {victim}:
         assert ended[index].code == 1
@@ -138,18 +139,19 @@ def test_where_one_is_killed_the_others_stop_and_another_number_goes_on(
             index
         ]
 
-    others = many_hosts.finish(many_hosts.start(command, cache, *then), 280)
+    others = many_hosts.finish(many_hosts.start(command, cache, *then))
     assert [each.code for each in others] == [0] * then[0], others
     assert "sft: resuming after step" in others[0].err
     assert_same_curve(folder, tiny_run)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_told_to_stop_all_hosts_save_and_one_goes_on(tmp_path: Path, tiny_recipe: Path, tiny_run: Path):
     folder, cache = tmp_path / "run", tmp_path / "cache"
     command = tiny.command("run", tiny_recipe, "sft.epochs=60", "sft.checkpoint_every=0", "--run-dir", folder)
     processes = many_hosts.start(command, cache, 2)
-    many_hosts.wait_for(lambda: train_steps(folder) > 6, processes, 280)
+    many_hosts.wait_for(lambda: train_steps(folder) > 6, processes)
     processes[1].send_signal(signal.SIGTERM)
     ended = many_hosts.finish(processes)
     assert [each.code for each in ended] == [75, 75], ended
