@@ -27,6 +27,7 @@ _SILENCE = 60.0  # seconds after which a host that says nothing counts as lost: 
 _PATIENCE = 1800.0  # seconds that hosts wait for one another: $BACTRIAN_BARRIER_TIMEOUT
 _PULSE = 0.05  # of the silence: how often a host says that it is there
 _START = 300  # seconds until all must have come
+_AGAIN = "start all of them again, and the run resumes"
 # How JAX, gloo and NCCL put it when another process is gone.
 _CUT_OFF = re.compile(r"gloo|nccl|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|coordination service", re.IGNORECASE)
 
@@ -208,7 +209,7 @@ class _Watch:
     def fail(self, error: BaseException) -> NoReturn:
         """End this process because of an error, and with it all the others."""
         if not isinstance(error, BactrianError) and _CUT_OFF.search(str(error)):
-            time.sleep(self._silence * (1 + 4 * _PULSE))  # by then the watch knows who is gone, and has ended this
+            time.sleep(2 * self._silence)  # by then the watch knows who is gone, and has ended this process
         if isinstance(error, BactrianError):
             text, code = errors.line(error), error.exit_code
         elif isinstance(error, KeyboardInterrupt):
@@ -218,7 +219,7 @@ class _Watch:
             text, code = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", 1
         self._over.set()
         with suppress(Exception):
-            self._announce(self._hosts.index, text, code)
+            self._announce(self._hosts.index, f"has ended: {text}", code)
         self._end(text, code)
 
     def _run(self) -> None:
@@ -236,7 +237,7 @@ class _Watch:
                 return
             if found:
                 about = json.loads(found[0][1])
-                self._end(f"failed: {self._hosts.name(about['index'])} has ended: {about['text']}", about["code"])
+                self._end(f"failed: {self._hosts.name(about['index'])} {about['text']}", about["code"])
 
     def _listen(self) -> None:
         """Note who has spoken since the last time. Counted in looks: the time that this process was held up is none."""
@@ -246,8 +247,8 @@ class _Watch:
             looks = looks + 1 if spoken.get(index, "") == beat else 0
             self._heard[index] = spoken.get(index, ""), looks
             if looks > 1 / _PULSE:
-                text = f"it said nothing for {self._silence:.0f} seconds; it was killed, or its machine is gone"
-                self._announce(int(index), f"{text}: start all of them again, and the run resumes", HostLost.exit_code)
+                text = f"said nothing for {self._silence:.0f} seconds: it was killed, or its machine is gone; {_AGAIN}"
+                self._announce(int(index), text, HostLost.exit_code)
 
     def _announce(self, index: int, text: str, code: int) -> None:
         about = {"index": index, "text": text, "code": code}
@@ -255,8 +256,8 @@ class _Watch:
 
     def _gone(self) -> str:
         if self._hosts.is_first:
-            return "another host is gone: start all of them again, and the run resumes"
-        return f"{self._hosts.name(0)} is gone, or the network to it: start all of them again, and the run resumes"
+            return f"another host is gone; {_AGAIN}"
+        return f"{self._hosts.name(0)} is gone, or the network to it; {_AGAIN}"
 
     def _aborted(self, _: int) -> None:
         os.write(2, f"failed: {self._gone()}\n".encode())
