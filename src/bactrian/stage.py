@@ -82,8 +82,9 @@ def logprobs(
     parts = [weights, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
     # The same sums come out in other last bits on another machine, and the first step's gate wants them equal.
     machine = [jax.__version__, jax.devices()[0].device_kind, platform.machine(), os.cpu_count()]
-    key = reference.key(*parts, computation.config, computation.compute, *machine, os.environ.get("XLA_FLAGS"))
-    path, hosts = cache / "references" / f"{key}.npy", computation.hosts
+    parts += [computation.config, computation.compute, *machine, os.environ.get("XLA_FLAGS")]
+    hosts = computation.hosts
+    path = cache / "references" / f"{hosts.agree('the key of the reference', lambda: reference.key(*parts))}.npy"
     with progress.bar(title, len(corpus)) as bar, hosts.in_order():
 
         def advance(done: int, total: int) -> None:
