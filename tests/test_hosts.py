@@ -71,6 +71,18 @@ def test_an_error_of_one_host_ends_all_with_its_code_and_line(index: int):
     assert ended[1 - index].err.splitlines()[-1].endswith(") has ended: error: x: full")
 
 
+def test_hosts_agree_when_to_stop():
+    then = "import os, signal; step = 0"
+    then += "\n    while not together.should_stop():\n        step += 1; time.sleep(0.05)"
+    then += "\n        if step == 3 and together.index: os.kill(os.getpid(), signal.SIGTERM)"
+    then += "\n    print(step, together.should_stop())\n    from bactrian.errors import Preempted"
+    then += "\n    together.wait('all have seen it'); sys.stdout.flush(); raise Preempted('saved')"
+    first, second = together(then)
+    assert first.out == second.out
+    assert first.out.endswith(" True\n")
+    assert "Preempted: saved" in first.err and "Preempted: saved" in second.err
+
+
 # Whole runs
 
 
