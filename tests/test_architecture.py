@@ -21,6 +21,8 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors options",
+    "cluster",
+    "hosts",
     "data.records sections recipe run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "
     "data.binarize data.sources data.screen data.screens",
@@ -28,6 +30,7 @@ ORDER = [
     "data.workers data.tokenizing data.corpus data.packing model.prefix model.shards",
     "data.questions model.llama model.logprobs model.likelihood train.optimizer",
     "model.gguf_weights model.hf_config model.mesh",
+    "model.tensors",
     "data.mixture model.weights model.lora model.decoding",
     "data.build",
     "train.trainer train.checkpoint inference",

@@ -47,27 +47,29 @@ class File:
         self.tensors = {self._hugging_face_name(name): stored for name, stored in found.items()}
         self.config = self._config()
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor of a Hugging Face name in float32, in Hugging Face's layout."""
+    def rows(self, name: str, wanted: slice) -> np.ndarray:
+        """Rows of the tensor of a Hugging Face name in float32, in Hugging Face's layout."""
         stored = self.tensors[name]
-        values = self._read(stored)
         projection = name.rsplit(".", 2)[-2]
-        if self.architecture == "llama" and projection in ("q_proj", "k_proj"):
-            # llama.cpp keeps the two parts of a rotated pair side by side, Hugging Face half a head apart.
-            heads = self.config.num_heads if projection == "q_proj" else self.config.num_kv_heads
-            pairs = values.reshape(heads, -1, 2, *values.shape[1:])
-            values = pairs.swapaxes(1, 2).reshape(values.shape)
-        return values
+        if self.architecture != "llama" or projection not in ("q_proj", "k_proj"):
+            return self._read(stored, wanted)
+        # llama.cpp keeps the two parts of a rotated pair side by side, Hugging Face half a head apart.
+        heads = self.config.num_heads if projection == "q_proj" else self.config.num_kv_heads
+        order = np.arange(stored.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+        return self._read(stored, order[wanted])
 
-    def _read(self, stored: Stored) -> np.ndarray:
-        raw = np.fromfile(self.path, np.uint8, math.prod(stored.shape[:-1]) * stored.row_bytes, offset=stored.start)
+    def _read(self, stored: Stored, wanted: slice | np.ndarray = slice(None)) -> np.ndarray:
+        raw = np.memmap(self.path, np.uint8, "r", stored.start, (math.prod(stored.shape[:-1]), stored.row_bytes))
+        # A vector is one row of bytes.
+        raw = raw[wanted] if len(stored.shape) > 1 else raw
         try:
-            return dequantize(raw.reshape(*stored.shape[:-1], stored.row_bytes), stored.type).reshape(stored.shape)
+            values = dequantize(raw, stored.type)
         except NotImplementedError as error:
             raise ModelError(
                 f"{self.path}: tensor {stored.name}: the type {stored.type.name} cannot be de-quantized; "
                 f"take a file of another type, such as Q8_0 or BF16"
             ) from error
+        return values if len(stored.shape) > 1 else values.reshape(-1)[wanted]
 
     def _hugging_face_name(self, name: str) -> str:
         parts = name.split(".")

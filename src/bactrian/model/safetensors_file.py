@@ -1,12 +1,12 @@
 """The safetensors container: eight bytes of length, a JSON header, then the tensors' bytes.
 
-Read and written here, not through the library, so that a file is streamed one tensor at a time in both directions:
-the library maps the whole file when it reads and wants every tensor at once when it writes.
+Read and written here, not through the library, so that a file is streamed in both directions: the library reads whole
+tensors, and wants every one of them at once when it writes.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,20 +74,24 @@ def _entry(path: Path, name: str, entry: Any, data_start: int) -> Stored:
     return stored
 
 
-def read(stored: Stored) -> np.ndarray:
-    """One tensor in the dtype it is stored in. Raises `ModelError` where that is not a floating-point one."""
+def rows(stored: Stored, wanted: slice) -> np.ndarray:
+    """Rows of one tensor in the dtype it is stored in, mapped: read where they are looked at.
+
+    Raises `ModelError` where that dtype is not a floating-point one.
+    """
     dtype = _DTYPES.get(stored.dtype)
     if dtype is None:
         raise ModelError(
             f"{stored.path}: tensor {stored.name}: {stored.dtype} is not a dtype that can be read "
             f"({', '.join(_DTYPES)}); take the model that was not quantized"
         )
-    count = math.prod(stored.shape)
-    return np.fromfile(stored.path, dtype, count, offset=stored.start).reshape(stored.shape)
+    return np.memmap(stored.path, dtype, "r", stored.start, stored.shape)[wanted]
 
 
-def write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: np.dtype, tensors: Iterable[np.ndarray]) -> None:
-    """Write `tensors`, one for each of `shapes` and in their order, as `dtype`. Raises `OSError`."""
+def write(
+    path: Path, shapes: dict[str, tuple[int, ...]], dtype: np.dtype, tensor_of: Callable[[str], np.ndarray]
+) -> None:
+    """Write the tensors of `shapes` as `dtype`, each asked for when the one before is done with. Raises `OSError`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, shape in shapes.items():
@@ -98,7 +102,9 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: np.dtype, tenso
     text += b" " * (-len(text) % _LENGTH_BYTES)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-        for tensor, (name, shape) in zip(tensors, shapes.items(), strict=True):
+        for name, shape in shapes.items():
+            tensor = tensor_of(name)
             if tensor.shape != shape:
                 raise ValueError(f"{name}: {tensor.shape} where {shape} was announced")
             file.write(np.ascontiguousarray(tensor, dtype).reshape(-1).view(np.uint8).data)
+            del tensor  # before the next is made

@@ -1,0 +1,73 @@
+"""Writes a model and reads it back, spread over this process's devices; the test beside it watches the memory.
+
+Arguments: a folder, a dtype, then width, MLP width, layers and vocabulary. Prints the bytes of anonymous memory before
+there was a model, and the bytes of the model.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from bactrian.model import llama, weights
+
+
+def anonymous_bytes(process: int | str = "self") -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    if found is None:
+        raise ProcessLookupError(process)  # it has ended, and nobody has asked for its code
+    return 1024 * int(found[1])
+
+
+def shardings(config: llama.Config):
+    """Every parameter split on its last two axes, where there are devices enough."""
+    count = jax.device_count()
+    mesh = jax.make_mesh((max(1, count // 2), min(2, count)), ("fsdp", "tensor"))
+
+    def one(spec: llama.Spec) -> jax.sharding.NamedSharding:
+        axes = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+        return jax.sharding.NamedSharding(mesh, jax.P(*(axes.get(axis) for axis in spec.axes)))
+
+    return jax.tree.map(one, llama.specs(config), is_leaf=lambda node: isinstance(node, llama.Spec))
+
+
+def pattern(shape: tuple[int, ...], dtype) -> jax.Array:
+    """Numbers that differ from their neighbours, and are the same in every dtype."""
+    places: Any = sum(
+        step * jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis, step in enumerate((7, 13, 31)[: len(shape)])
+    )
+    return ((places % 251 - 125) / 64).astype(dtype)
+
+
+def main(folder: Path, dtype: llama.Dtype, width: int, mlp_width: int, layers: int, vocab_size: int) -> None:
+    heads = width // 128
+    config = llama.Config(vocab_size, width, mlp_width, layers, heads, heads // 8, 128, 4096, 1e-5, 10_000.0)
+    placed = shardings(config)
+    jnp.zeros(8).block_until_ready()
+    before = anonymous_bytes()
+    specs = llama.specs(config)
+    is_spec = lambda node: isinstance(node, llama.Spec)  # noqa: E731
+    parameters = jax.tree.map(
+        lambda spec, sharding: jax.jit(pattern, static_argnums=(0, 1), out_shardings=sharding)(spec.shape, dtype),
+        specs,
+        placed,
+        is_leaf=is_spec,
+    )
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(parameters))
+    weights.save(folder, config, parameters, dtype, (2,), 1, shard_bytes=size / 3)
+    del parameters
+    parameters = weights.load(folder, dtype, placed if jax.device_count() > 1 else None)
+    for (keys, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(parameters), jax.tree.leaves(placed), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim) or jax.device_count() == 1
+        assert jax.jit(lambda read: jnp.all(read == pattern(read.shape, read.dtype)))(leaf), keys
+    print(before, size)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), cast(llama.Dtype, sys.argv[2]), *map(int, sys.argv[3:]))

@@ -1,0 +1,59 @@
+"""A model of any size is written, and read back the same, beside little more memory than its arrays take.
+
+On one device and spread over many; the numbers are compared in the process that `large_model.py` is.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from large_model import anonymous_bytes
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+
+GIGABYTE = ("float32", 1024, 4096, 18, 8192)
+# As wide as a Llama of 70B, and as shallow as is enough for 8 GB.
+WIDE = ("bfloat16", 8192, 28672, 5, 32000)
+
+
+def extra_memory(folder: Path, devices: int, arguments: tuple) -> tuple[int, int]:
+    """The bytes of a model, and the most of anonymous memory beside it while it was written and read."""
+    program = [sys.executable, str(Path(__file__).with_name("large_model.py")), str(folder), *map(str, arguments)]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    peak = 0
+    with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            try:
+                peak = max(peak, anonymous_bytes(process.pid))
+            except OSError:
+                break  # it has just ended
+            time.sleep(0.002)
+        out, _ = process.communicate()
+    assert process.returncode == 0
+    before, size = map(int, out.split())
+    print(f"{devices} devices: {size / 1e9:.2f} GB, beside it {(peak - before - size) / 2**20:.0f} MiB")
+    return size, peak - before - size
+
+
+def test_a_model_spread_over_devices_is_the_same_model(tmp_path: Path):
+    extra_memory(tmp_path / "model", 8, ("float32", 1024, 512, 2, 256))
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_gigabyte_beside_256_mebibytes(tmp_path: Path, devices: int):
+    size, extra = extra_memory(tmp_path / "model", devices, GIGABYTE)
+    assert size > 1e9
+    assert extra < 256 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_layers_of_70b_beside_two_gibibytes(tmp_path: Path, devices: int):
+    size, extra = extra_memory(tmp_path / "model", devices, WIDE)
+    assert size > 8e9
+    assert extra < 2 * 2**30
