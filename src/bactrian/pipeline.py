@@ -128,7 +128,7 @@ class Pipeline:
         card.write(self.run)
 
     def _train(self) -> None:
-        model = Model("base", self.base.parameters(), weights.fingerprint(self.base.path))
+        model = Model("base", self.base.parameters(self.recipe.model.parameters), weights.fingerprint(self.base.path))
         base_pairs = self._pair_logprobs(model)
         self._measure(model, base_pairs)
         for name in self.prepared:
@@ -136,7 +136,7 @@ class Pipeline:
             self._measure(model, base_pairs)
 
     def _stage(self, name: StageName, start: Model) -> Model:
-        prepared, final = self.prepared[name], self._final(name)
+        prepared, final, kept_as = self.prepared[name], self._final(name), self.recipe.model.parameters
         if not final.exists():
             rows = prepared.settings.microbatch_rows
             references = held_references = None
@@ -151,9 +151,9 @@ class Pipeline:
             heldout = None if prepared.heldout is None else Heldout(prepared, self.computation, held_references)
             training = Training(self.run, prepared, self.computation, references, heldout, self.trackers)
             parameters = training.execute(start.parameters)
-            assistants.save(final, self.base, parameters, self.chat, "float32")
+            assistants.save(final, self.base, parameters, self.chat, kept_as)
         else:
-            parameters = weights.load(final, "float32")
+            parameters = weights.load(final, kept_as)
         return Model(name, parameters, weights.fingerprint(final))
 
     def _measure(self, model: Model, base_pairs: np.ndarray | None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from bactrian import progress
 from bactrian.data import packing
 from bactrian.errors import Diverged
-from bactrian.model import llama
+from bactrian.model import attention, llama
 from bactrian.prepare import Examples, Prepared
 from bactrian.recipe import DPO, Model
 from bactrian.run import Run
@@ -34,7 +34,8 @@ class Computation:
 
     @classmethod
     def of(cls, settings: Model, config: llama.Config) -> "Computation":
-        compute = llama.Compute(settings.compute_dtype, settings.remat)
+        suited = attention.suited(jax.devices()[0])
+        compute = llama.Compute(settings.compute_dtype, settings.remat, suited)
         return cls(config, compute, scores.compiled(config, compute))
 
 
@@ -52,7 +53,8 @@ def logprobs(
     `weights` is the fingerprint of `parameters`.
     """
     plan, corpus = examples.plan, examples.corpus
-    parts = [weights, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
+    kept_as = str(parameters["final_norm"].dtype)
+    parts = [weights, kept_as, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
     # The same sums come out in other last bits on another machine, and the first step's gate wants them equal.
     machine = [jax.__version__, jax.devices()[0].device_kind, platform.machine(), os.cpu_count()]
     key = reference.key(*parts, computation.config, computation.compute, *machine, os.environ.get("XLA_FLAGS"))
@@ -182,11 +184,12 @@ class Training:
 
     def _check_gates(self, parameters: Parameters) -> None:
         training, rows = self.prepared.training, self.prepared.settings.microbatch_rows
-        score, compute = self.computation.score, self.computation.compute
+        given = (self.computation.score, parameters, training.plan, training.corpus, rows)
         gates.check_learnt(training.learned, training.plan.examples(0))
-        gates.check_packing(score, parameters, training.plan, training.corpus, rows, compute.dtype)
+        first = gates.first_logprobs(*given)
+        gates.check_packing(first, *given, self.computation.compute.dtype)
         if self.references is not None:
-            gates.check_reference(score, parameters, training.plan, training.corpus, rows, self.references)
+            gates.check_reference(first, self.references)
 
     def _record(self, update: Update, learning_rate: float, bar: progress.Bar) -> None:
         if update.number == 1 and self.references is not None:
