@@ -4,7 +4,7 @@ pair of blocks in which somebody is seen is left out; kernels compile for the de
 Shapes: B rows, T places, H query heads, G key/value heads, K head width.
 """
 
-from collections.abc import Iterator
+import os
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +43,7 @@ RANKINGS = packed([(0, 250)], branches=5)
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks so small that rows of a few hundred places hold many; splash has none below 128."""
     from bactrian.model.attention import flash, splash
 
@@ -51,8 +51,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(flash, "_WIDE", 32)
     monkeypatch.setattr(flash, "_NARROW", 16)
     monkeypatch.setattr(splash, "_LARGEST_BLOCK", 128)
-    yield
-    jax.clear_caches()  # programs with blocks of this size
 
 
 def run(implementation: attention.Implementation, places: Places, window: int | None, heads: int, dtype=jnp.float32):
@@ -108,13 +106,13 @@ def test_blocks_that_are_skipped_are_those_that_nobody_sees_into(places: Places,
     exact = np.asarray(visible(places, places, window))
     query_block, key_block = 20, 10
     by_block = exact.reshape(len(exact), -1, query_block, LENGTH // key_block, key_block).any((2, 4))
-    seen = np.asarray(sparsity.seen(places, window, query_block, key_block))
+    parts = (sparsity.seen, sparsity.seen_within_branches, sparsity.seen_shared)
+    compiled = jax.jit(lambda places: [part(places, window, query_block, key_block) for part in parts])
+    seen, within, shared = jax.device_get(compiled(places))
     assert not (by_block & ~seen).any(), "somebody sees into a block that is skipped"
     assert seen.sum() <= 1.2 * by_block.sum(), "hardly a block too many"
-    two = (sparsity.seen_within_branches, sparsity.seen_shared)
-    parts = [np.asarray(part(places, window, query_block, key_block)) for part in two]
-    assert np.array_equal(parts[0] | parts[1], seen)
-    assert parts[1].any() == bool(np.asarray(places.branches).any())
+    assert np.array_equal(within | shared, seen)
+    assert shared.any() == bool(np.asarray(places.branches).any())
 
 
 def test_rows_in_any_order_are_no_worse_than_slow():
@@ -122,7 +120,8 @@ def test_rows_in_any_order_are_no_worse_than_slow():
     order = np.random.default_rng(0).permutation(LENGTH)
     mixed = Places(*(field[:, order] for field in PAIRS))
     exact = np.asarray(visible(mixed, mixed, 30)).reshape(2, 15, 20, 30, 10).any((2, 4))
-    assert not (exact & ~np.asarray(sparsity.seen(mixed, 30, 20, 10))).any()
+    seen = jax.jit(lambda places: sparsity.seen(places, 30, 20, 10))(mixed)
+    assert not (exact & ~np.asarray(seen)).any()
 
 
 @pytest.mark.parametrize(
@@ -170,3 +169,37 @@ def test_splash_compiles_for_tpus(slice_name: str, monkeypatch: pytest.MonkeyPat
     device = topologies.get_topology_desc(platform="tpu", topology_name=slice_name).devices[0]
     assert attention.suited(device) == "splash"
     assert compiled_for(device, "splash").count("tpu_custom_call") >= 3 * 2  # three kernels, twice
+
+
+# What the compiler asks about a GPU that is not here; the numbers are those of an H100.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 device_memory_size: 84942979072
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+}
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@pytest.mark.slow
+def test_flash_compiles_for_gpus(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("jax_cuda12_plugin", reason="CUDA's compiler is not installed (extra: plan)")
+    nvcc = pytest.importorskip("nvidia.cuda_nvcc", reason="ptxas is not installed (extra: plan)")
+    from jax.experimental import topologies
+
+    from bactrian.model.attention import flash
+
+    monkeypatch.setenv("PATH", f"{nvcc.__path__[0]}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(flash, "_WIDE", 128)
+    monkeypatch.setattr(flash, "_NARROW", 64)
+    described = {"target_config": H100, "topology": "1x1x1"}
+    device = topologies.get_topology_desc(platform="cuda", topology_name="", **described).devices[0]
+    assert attention.suited(device) == "flash"
+    text = compiled_for(device, "flash")
+    kernels = ("branch_attention_forward", "branch_attention_to_queries", "branch_attention_to_keys")
+    assert all(name in text for name in kernels)
