@@ -97,8 +97,7 @@ def test_less_memory_learns_as_well(
     full = losses("float32", "float32")
     learned = full[0] - full[-1]
     assert learned > 0.3
-    for less in [("float32", "int8"), ("bfloat16", "float32"), ("bfloat16", "int8")]:
-        assert np.abs(losses(*less) - full).max() < 0.03 * learned
+    assert np.abs(losses("bfloat16", "int8") - full).max() < 0.03 * learned
 
 
 def test_rows_of_padding_change_nothing(pairs: list[Example]):
