@@ -27,11 +27,11 @@ class Quantized(NamedTuple):
 def in_int8(adam: optax.GradientTransformation) -> optax.GradientTransformation:
     """`optax.scale_by_adam` with its moments kept in 8 bits between updates; each update is computed in float32."""
 
-    def init(parameters: Any) -> optax.ScaleByAdamState:
-        return _packed(adam.init(parameters))
+    def init(params: Any) -> Any:
+        return _packed(adam.init(params))
 
-    def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
-        changes, state = adam.update(gradients, _unpacked(state), parameters)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changes, state = adam.update(updates, _unpacked(state), params)
         return changes, _packed(state)
 
     return optax.GradientTransformation(init, update)

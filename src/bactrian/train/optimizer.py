@@ -50,7 +50,7 @@ def chain(settings: Optimizer, steps: int) -> optax.GradientTransformation:
 def _in_float32(adam: optax.GradientTransformation) -> optax.GradientTransformation:
     """Adam whose moments start as float32; its gradients come so."""
 
-    def init(parameters: optax.Params) -> optax.OptState:
-        return adam.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters))
+    def init(params: optax.Params) -> optax.OptState:
+        return adam.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
 
     return optax.GradientTransformation(init, adam.update)

@@ -12,7 +12,7 @@ forward and backward.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -49,8 +49,8 @@ def over(places: Places, window: int | None = None, implementation: Implementati
     return lambda queries, keys, values: splash.attend(queries, keys, values, masks, window)
 
 
-def suited(device: jax.Device) -> Implementation:
-    """The fastest implementation on such a device, which need not be at hand."""
+def suited(device: Any) -> Implementation:
+    """The fastest implementation on such a `jax.Device`, which need not be at hand."""
     if device.platform == "gpu":
         return "flash"
     # Splash attention does not compile for these in bfloat16.

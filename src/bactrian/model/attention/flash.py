@@ -11,7 +11,7 @@ of the wide block, C of the narrow one, N wide blocks, M narrow ones.
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -236,15 +236,15 @@ def _normalizers_of_block() -> pl.BlockSpec:
 
 
 def _places_of_row(length: int) -> Places:
-    return Places(*[pl.BlockSpec((None, length), lambda i, b, h: (b, 0))] * 3)
+    specs: Any = [pl.BlockSpec((None, length), lambda i, b, h: (b, 0))] * 3
+    return Places(*specs)
 
 
 def _lists_of(lists: Lists) -> Lists:
     wide, narrow = lists.blocks.shape[1:]
-    return Lists(
-        pl.BlockSpec((None, None, narrow), lambda i, b, h: (b, i, 0)),
-        pl.BlockSpec((None, wide), lambda i, b, h: (b, 0)),
-    )
+    blocks: Any = pl.BlockSpec((None, None, narrow), lambda i, b, h: (b, i, 0))
+    counts: Any = pl.BlockSpec((None, wide), lambda i, b, h: (b, 0))
+    return Lists(blocks, counts)
 
 
 def _padded(x_BT: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ Shapes: B rows, T places, H query heads, G key/value heads, K head width, P = BÂ
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from bactrian.model.attention import sparsity
 from bactrian.model.attention.interpretation import kernel
 from bactrian.model.attention.rule import Places
-from bactrian.model.attention.sparsity import Lists
 
 _LANES = 128  # of a TPU's vector unit: blocks are multiples of it
 _LARGEST_BLOCK = 512
@@ -79,11 +78,11 @@ def masks(places: Places, window: int | None) -> Masks:
     def mask(queries_BT, keys_BT, ids_BT, sequence_BT, seen_BNN) -> Mask:
         ids_BT = ids_BT + jnp.arange(rows)[:, None] * (jnp.max(codes_BT) + 1)
         ids = (jnp.where(queries_BT, ids_BT, _NO_QUERY), jnp.where(keys_BT, ids_BT, _NO_KEY))
-        sequence = sequence_BT.reshape(-1)
-        of_keys = _info(sparsity.lists(seen_BNN.transpose(0, 2, 1)), sequence)
-        transposed = (field.transpose(0, 2, 1) for field in (of_keys.data_next, of_keys.block_mask))
-        of_keys = of_keys._replace(**dict(zip(("data_next", "block_mask"), transposed, strict=True)))
-        return Mask(SegmentIds(*(side.reshape(-1) for side in ids)), _info(sparsity.lists(seen_BNN), sequence), of_keys)
+        return Mask(
+            SegmentIds(*(side.reshape(-1) for side in ids)),
+            _info(seen_BNN, sequence_BT, of_keys=False),
+            _info(seen_BNN, sequence_BT, of_keys=True),
+        )
 
     branch_BT, shared_BT = used_BT & (places.branches > 0), used_BT & (places.branches == 0)
     own_seen = sparsity.seen_within_branches(places, window, block, block)
@@ -100,7 +99,7 @@ def attend(
     rows, length, heads, width = queries_BTHK.shape
     block = _block(length)
     padded = (_padded(x) for x in (queries_BTHK * width**-0.5, keys_BTGK, values_BTGK))
-    flat = (x.transpose(2, 0, 1, 3).reshape(x.shape[2], -1, width) for x in padded)
+    flat = [x.transpose(2, 0, 1, 3).reshape(x.shape[2], -1, width) for x in padded]
     mixed_HPK = jnp.asarray(_attend((block, window), *flat, masks))
     return mixed_HPK.reshape(heads, rows, -1, width)[:, :, :length].transpose(1, 2, 0, 3)
 
@@ -111,7 +110,7 @@ def _attend(form, queries_HPK, keys_GPK, values_GPK, masks: Masks):
 
 
 def _forward(form, queries_HPK, keys_GPK, values_GPK, masks: Masks):
-    given = (queries_HPK, keys_GPK, values_GPK)
+    given = queries_HPK, keys_GPK, values_GPK
 
     def own_alone():
         return _merged([_call(form, masks.own, *given)])
@@ -128,13 +127,13 @@ def _forward(form, queries_HPK, keys_GPK, values_GPK, masks: Masks):
 
 def _backward(form, saved, cotangent_HPK):
     *given, masks, mixed_HPK, normalizers_HP = saved
-    rest = (mixed_HPK, normalizers_HP, cotangent_HPK)
+    given = (*given, mixed_HPK, normalizers_HP, cotangent_HPK)
 
     def own_alone():
-        return _gradients(form, masks.own, *given, *rest)
+        return _gradients(form, masks.own, *given)
 
     def both():
-        return jax.tree.map(jnp.add, own_alone(), _gradients(form, masks.shared, *given, *rest))
+        return jax.tree.map(jnp.add, own_alone(), _gradients(form, masks.shared, *given))
 
     return *jax.lax.cond(masks.has_branches, both, own_alone), None
 
@@ -174,52 +173,54 @@ def _merged(calls: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Ar
     return sum_HPK.astype(calls[0][0].dtype), together_HP
 
 
-def _gradients(form, mask: Mask, queries, keys, values, mixed, normalizers, cotangent) -> tuple[jax.Array, ...]:
-    """One call's share of the gradients of queries, keys and values, given what both calls made together."""
+def _gradients(form, mask: Mask, *given: jax.Array) -> tuple[jax.Array, ...]:
+    """One call's share of the gradients of queries, keys and values, given what both calls made together.
+
+    `given` are queries, keys, values, the merged mean of values, its log-sum-exp and the mean's cotangent.
+    """
+    block, window = form
 
     def run(interpret: bool):
-        def backward(ids, *arrays):
-            *given, mixed, normalizers, cotangent = arrays
-            saved = (*given, ids, None, mixed, normalizers, mask.of_queries, mask.of_keys)
+        def backward(ids, queries, keys, values, mixed, normalizers, cotangent):
+            saved = (queries, keys, values, ids, None, mixed, normalizers, mask.of_queries, mask.of_keys)
+            # Splash's own way back, which has no public name: its forward pass keeps the log-sum-exp of its call alone.
             found = kernels._splash_attention_bwd(
                 save_residuals=False,
                 residual_checkpoint_name=None,
                 res=saved,
                 do=cotangent,
-                **_settings(*form, interpret),
+                **_settings(block, window, interpret),
             )
             return found[3:6]
 
         return backward
 
-    return kernel(run)(mask.ids, queries, keys, values, mixed, normalizers, cotangent)
+    return kernel(run)(mask.ids, *given)
 
 
-def _settings(block: int, window: int | None, interpret: bool) -> dict:
+def _settings(block: int, window: int | None, interpret: bool) -> dict[str, Any]:
+    blocks: Any = [block] * 8  # of queries and of keys, in each of the three kernels
     return {
         "mask_value": _UNSEEN,
         "is_mqa": False,
-        "block_sizes": kernels.BlockSizes(*[block] * 8),
+        "block_sizes": kernels.BlockSizes(*blocks),
         "mask_function": _Before(window),
         "attn_logits_soft_cap": None,
         "interpret": interpret,
     }
 
 
-def _info(lists: Lists, sequence: jax.Array) -> MaskInfo:
-    """Each row's lists in splash's form, of all rows one after another; past its end a list repeats its last block."""
+def _info(seen_BNN: jax.Array, sequence_BT: jax.Array, of_keys: bool) -> MaskInfo:
+    """Each block's list in splash's form, of all rows one after another; past its end a list repeats its last block."""
+    lists = sparsity.lists(seen_BNN.transpose(0, 2, 1) if of_keys else seen_BNN)
     rows, count, width = lists.blocks.shape
-    step = jnp.arange(width)
-    counts = lists.counts[:, :, None]
+    step, counts = jnp.arange(width), lists.counts[:, :, None]
     blocks = jnp.take_along_axis(lists.blocks, jnp.minimum(step, jnp.maximum(counts - 1, 0)), axis=2)
     blocks = blocks + jnp.arange(rows)[:, None, None] * count
-    return MaskInfo(
-        data_next=blocks.reshape(1, -1, width).astype(jnp.int32),
-        mask_next=None,
-        block_mask=(step < counts).reshape(1, -1, width).astype(jnp.int32),
-        partial_mask_blocks=None,
-        q_sequence=sequence,
-    )
+    order = (0, 2, 1) if of_keys else (0, 1, 2)
+    fields: Any = [each.reshape(1, -1, width).transpose(order).astype(jnp.int32) for each in (blocks, step < counts)]
+    sequence: Any = sequence_BT.reshape(-1)
+    return MaskInfo(fields[0], None, fields[1], None, sequence)
 
 
 def _block(length: int) -> int:
