@@ -123,6 +123,25 @@ def test_a_run_cut_short_resumes_to_the_same_bits(tmp_path: Path, tiny_recipe: P
     assert not [path for path in left if is_left_behind(path)]
 
 
+@pytest.mark.slow
+def test_so_does_one_that_takes_less_memory(tmp_path: Path, tiny_recipe: Path, tiny_cache: Path):
+    world = tmp_path / "world"
+    world.mkdir()
+    for path in tiny_recipe.parent.iterdir():
+        (world / path.name).symlink_to(path)
+    recipe = world / "less.toml"
+    text = tiny.RECIPE.replace("[model]", '[model]\nparameters = "bfloat16"')
+    recipe.write_text(text.replace("optimizer = { ", 'optimizer = { moments = "int8", '), encoding="utf-8")
+    done = tiny.run(["run", recipe, "--run-dir", tmp_path / "whole"], tiny_cache)
+    assert done.code == 0, done.err
+    folder = tmp_path / "run"
+    for moment in (has_steps("sft", 8), has_steps("dpo", 5)):
+        assert start_and_cut(recipe, folder, tiny_cache, moment, signal.SIGKILL).code == -signal.SIGKILL
+    done = tiny.run(["run", recipe, "--run-dir", folder], tiny_cache)
+    assert done.code == 0, done.err
+    assert_same_results(folder, tmp_path / "whole")
+
+
 def test_a_finished_run_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_recipe: Path, tiny_run: Path, in_tiny_cache: None
 ):

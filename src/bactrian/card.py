@@ -217,6 +217,7 @@ def _settings(stage: Stage) -> dict[str, str]:
         "AdamW beta1": optimizer.beta1,
         "AdamW beta2": optimizer.beta2,
         "AdamW epsilon": optimizer.epsilon,
+        "AdamW moments": "8 bits" if optimizer.moments == "int8" else None,
         "weight decay": optimizer.weight_decay,
         "gradient norm clipped at": optimizer.clip_norm,
         "batch size (conversations, or pairs)": stage.batch_size,

@@ -140,7 +140,7 @@ class Pipeline:
             card.write(self.run)
 
     def _train(self) -> None:
-        parameters = self.base.parameters(mesh=self.computation.compute.mesh)
+        parameters = self.base.parameters(self.recipe.model.parameters, self.computation.compute.mesh)
         model = Model("base", parameters, _fingerprint(self.base.path, self.hosts))
         base_pairs = self._pair_logprobs(model)
         self._measure(model, base_pairs)
@@ -149,7 +149,7 @@ class Pipeline:
             self._measure(model, base_pairs)
 
     def _stage(self, name: StageName, start: Model) -> Model:
-        prepared, final = self.prepared[name], self._final(name)
+        prepared, final, kept_as = self.prepared[name], self._final(name), self.recipe.model.parameters
         if not self.hosts.agree(f"whether {name} is done", final.exists):
             rows = prepared.microbatch_rows
             references = held_references = None
@@ -162,9 +162,9 @@ class Pipeline:
             heldout = None if prepared.heldout is None else Heldout(prepared, self.computation, held_references)
             training = Training(self.run, prepared, self.computation, references, heldout, self.trackers)
             parameters = training.execute(start.parameters)
-            assistants.save(final, self.base, parameters, self.chat, "float32")
+            assistants.save(final, self.base, parameters, self.chat, kept_as)
         else:
-            parameters = self._load(final, "float32")
+            parameters = self._load(final, kept_as)
         return Model(name, parameters, _fingerprint(final, self.hosts))
 
     def _load(self, folder: Path, dtype: Dtype) -> Parameters:

@@ -32,7 +32,10 @@ class Model(Section):
         default="tulu", description="chat format: Tulu's, or the model's own template"
     )
     add_tokens: tuple[str, ...] = Field(default=(), description="special tokens to add; their embeddings are learnt")
-    compute_dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="parameters stay float32")
+    parameters: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="how they are kept; bfloat16 takes half the memory and is rounded by chance"
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="what is computed in")
     remat: Literal["none", "dots", "full"] = Field(default="none", description="what the backward pass computes again")
 
 
@@ -63,6 +66,9 @@ class Optimizer(Section):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
     clip_norm: float | None = Field(default=1.0, gt=0, description="global norm of the gradient")
+    moments: Literal["float32", "int8"] = Field(
+        default="float32", description="how they are kept; int8 takes a quarter of the memory"
+    )
 
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:

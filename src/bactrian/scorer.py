@@ -13,7 +13,7 @@ import numpy as np
 
 from bactrian.data import questions
 from bactrian.data.questions import Request, Rows
-from bactrian.model import likelihood, llama
+from bactrian.model import attention, likelihood, llama
 from bactrian.model.attention import Places
 from bactrian.model.likelihood import Questions
 from bactrian.model.llama import Dtype
@@ -36,7 +36,7 @@ class Scorer:
 
     def __init__(self, config: llama.Config, parameters: llama.Parameters, *, dtype: Dtype = "float32"):
         self.config = config
-        self._compute = llama.Compute(dtype)
+        self._compute = llama.Compute(dtype, attention=attention.suited(jax.devices()[0]))
         self._parameters = parameters
         self._nothing = llama.no_prefix(config, dtype)
         self._at_once = _AT_ONCE.get(jax.default_backend(), _AT_ONCE_ELSEWHERE)

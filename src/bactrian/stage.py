@@ -18,7 +18,7 @@ from bactrian.data import packing
 from bactrian.data.records import Batch
 from bactrian.errors import Diverged, Preempted
 from bactrian.hosts import ALONE, Hosts
-from bactrian.model import llama
+from bactrian.model import attention, llama
 from bactrian.model import mesh as meshes
 from bactrian.prepare import Examples, Prepared
 from bactrian.recipe import DPO, Model
@@ -41,7 +41,8 @@ class Computation:
 
     @classmethod
     def of(cls, settings: Model, config: llama.Config, mesh: Mesh | None = None, hosts: Hosts = ALONE) -> "Computation":
-        compute = llama.Compute(settings.compute_dtype, settings.remat, mesh=mesh)
+        suited = attention.suited(jax.devices()[0])
+        compute = llama.Compute(settings.compute_dtype, settings.remat, suited, mesh)
         return cls(config, compute, scores.compiled(config, compute), hosts)
 
     def start(self, parameters: Parameters, chain: optax.GradientTransformation) -> State:
@@ -79,7 +80,8 @@ def logprobs(
     `weights` is the fingerprint of `parameters`.
     """
     plan, corpus = examples.plan, examples.corpus
-    parts = [weights, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
+    kept_as = str(parameters["final_norm"].dtype)
+    parts = [weights, kept_as, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
     # The same sums come out in other last bits on another machine, and the first step's gate wants them equal.
     machine = [jax.__version__, jax.devices()[0].device_kind, platform.machine(), os.cpu_count()]
     parts += [computation.config, computation.compute, *machine, os.environ.get("XLA_FLAGS")]
@@ -224,11 +226,12 @@ class Training:
 
     def _check_gates(self, parameters: Parameters) -> None:
         training, rows = self.prepared.training, self.prepared.microbatch_rows
-        score, compute = self.computation.score, self.computation.compute
+        given = (self.computation.score, parameters, training.plan, training.corpus, rows)
         gates.check_learnt(training.learned, training.plan.examples(0))
-        gates.check_packing(score, parameters, training.plan, training.corpus, rows, compute.dtype)
+        first = gates.first_logprobs(*given)
+        gates.check_packing(first, *given, self.computation.compute.dtype)
         if self.references is not None:
-            gates.check_reference(score, parameters, training.plan, training.corpus, rows, self.references)
+            gates.check_reference(first, self.references)
 
     def _record(self, update: Update, learning_rate: float, bar: progress.Bar) -> None:
         if update.number == 1 and self.references is not None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,14 +25,19 @@ class TensorBoard:
     """Event files in the run's `tensorboard/`."""
 
     def __init__(self, folder: Path):
-        # The writer beneath SummaryWriter: that one writes in a thread, where a full disk cannot be told to anyone.
-        from tensorboardX.event_file_writer import EventsWriter
-
         self._folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"))
         self._flushed = time.monotonic()
+
+    @cached_property
+    def _writer(self) -> Any:
+        # Opened by the first step that reports, while the next one runs: tensorboardX loads torch where that is there,
+        # which takes seconds. The writer beneath SummaryWriter, which writes in a thread, where a full disk cannot be
+        # told to anyone.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        return EventsWriter(str(self._folder / "events"))
 
     def log(self, stage: str, kind: str, step: int, values: dict[str, float]) -> None:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -45,8 +51,9 @@ class TensorBoard:
                 self._flushed = time.monotonic()
 
     def close(self) -> None:
-        with writing(self._folder):
-            self._writer.close()
+        if "_writer" in vars(self):
+            with writing(self._folder):
+                self._writer.close()
 
 
 class WandB:

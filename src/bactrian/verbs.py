@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import jax
 import numpy as np
 
 from bactrian import assistant as assistants
@@ -15,7 +16,7 @@ from bactrian.data.records import Conversation, Example, Message, Preference, Ro
 from bactrian.data.sources import messages, reader
 from bactrian.errors import DataError, InputError
 from bactrian.inference.engine import Settings
-from bactrian.model import llama
+from bactrian.model import attention, llama
 from bactrian.model.llama import Dtype
 from bactrian.recipe import Source
 from bactrian.train import preference, reference, scores
@@ -138,7 +139,8 @@ def _logprobs(found: Assistant, examples: list[Example], dtype: Dtype) -> list[n
     groups = np.split(np.arange(len(examples)), range(_SCORED_AT_ONCE, len(examples), _SCORED_AT_ONCE))
     branches = max(len(example.starts) for example in examples) or 1
     plan = packing.plan(lengths, groups, max(_ROW_LENGTH, int(lengths.max())), 1, branches)
-    compiled = scores.compiled(found.config, llama.Compute(dtype))
+    compute = llama.Compute(dtype, attention=attention.suited(jax.devices()[0]))
+    compiled = scores.compiled(found.config, compute)
     parameters = found.parameters()
     values: dict[int, np.ndarray] = {}
     for update in range(len(plan.updates)):

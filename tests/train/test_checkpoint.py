@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from bactrian.train import trainer
+from bactrian.recipe import Optimizer
+from bactrian.train import optimizer, rounding, trainer
 from bactrian.train.checkpoint import Checkpoints
 from bactrian.train.trainer import State
 
@@ -76,6 +77,31 @@ def test_training_goes_on_from_what_is_restored_as_if_it_had_not_stopped(tmp_pat
     again.close()
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert contents(step(step(restored))) == contents(state)
+
+
+def test_a_state_that_takes_less_memory_is_restored_as_it_was(tmp_path: Path):
+    chain = optimizer.chain(Optimizer(learning_rate=1e-3, moments="int8"), 10)
+
+    @jax.jit
+    def change(state: State) -> State:
+        gradients = jax.tree.map(lambda leaf: jnp.sin(1e3 * leaf.astype(jnp.float32)), state.parameters)
+        changes, moved = chain.update(gradients, state.optimizer, state.parameters)
+        return State(state.step + 1, rounding.apply_updates(state.parameters, changes, state.step), moved)
+
+    def begun(seed: int) -> State:
+        weights = jax.random.normal(jax.random.key(seed), (64, 128), jnp.bfloat16)
+        return trainer.start({"up": weights, "norm": weights[0]}, chain)
+
+    checkpoints = Checkpoints(tmp_path / "steps", keep_last=1, keep_best=False)
+    state = change(change(begun(0)))
+    checkpoints.save(2, state, None)
+    checkpoints.close()
+    again = Checkpoints(tmp_path / "steps", keep_last=1, keep_best=False)
+    restored = again.restore(2, begun(1))
+    again.close()
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(restored)} == {"bfloat16", "int8", "uint8", "float32", "int32"}
+    assert contents(restored) == contents(state)
+    assert contents(change(restored)) == contents(change(state))
 
 
 def small(number: int) -> State:

@@ -34,10 +34,14 @@ def references(plan: Plan, pairs: list[Example], score: scores.Score, parameters
     return reference.column(tmp_path / "column.npy", plan, pairs, ROWS, score, parameters)
 
 
+def first(plan: Plan, pairs: list[Example], score: scores.Score, parameters) -> dict[int, np.ndarray]:
+    return gates.first_logprobs(score, parameters, plan, pairs, ROWS)
+
+
 def test_a_sound_run_passes(plan: Plan, pairs: list[Example], score: scores.Score, parameters, references: np.ndarray):
     gates.check_learnt(np.array([packing.lay_out(pair).learn.sum() for pair in pairs]), plan.examples(0))
-    gates.check_packing(score, parameters, plan, pairs, ROWS, "float32")
-    gates.check_reference(score, parameters, plan, pairs, ROWS, references)
+    gates.check_packing(first(plan, pairs, score, parameters), score, parameters, plan, pairs, ROWS, "float32")
+    gates.check_reference(first(plan, pairs, score, parameters), references)
     gates.check_first_loss(math.log(2), "float32")
 
 
@@ -64,7 +68,7 @@ def test_segments_that_mix_are_refused(
 ):
     score = sees_before(config, monkeypatch)
     with pytest.raises(GateFailed, match=r"example \d+ has log-probability .* packed and .* alone"):
-        gates.check_packing(score, parameters, plan, pairs, ROWS, "float32")
+        gates.check_packing(first(plan, pairs, score, parameters), score, parameters, plan, pairs, ROWS, "float32")
 
 
 def test_numbers_that_are_none_are_refused(
@@ -72,22 +76,22 @@ def test_numbers_that_are_none_are_refused(
 ):
     broken = {**parameters, "final_norm": parameters["final_norm"] * np.nan}
     with pytest.raises(GateFailed, match="nan"):
-        gates.check_packing(score, broken, plan, pairs, ROWS, "float32")
+        gates.check_packing(first(plan, pairs, score, broken), score, broken, plan, pairs, ROWS, "float32")
     with pytest.raises(GateFailed, match="nan"):
-        gates.check_reference(score, broken, plan, pairs, ROWS, references * np.nan)
+        gates.check_reference(first(plan, pairs, score, broken), references * np.nan)
 
 
 def test_a_reference_that_is_not_the_policy_is_refused(
     plan: Plan, pairs: list[Example], score: scores.Score, parameters, references: np.ndarray
 ):
     perturbed = references.copy()
-    first = plan.updates[0][0][0]
-    perturbed[first, 1] = np.nextafter(perturbed[first, 1], np.float32(0))  # the least difference there is
-    with pytest.raises(GateFailed, match=f"example {first}: .* must be equal before the first step"):
-        gates.check_reference(score, parameters, plan, pairs, ROWS, perturbed)
+    example = plan.updates[0][0][0]
+    perturbed[example, 1] = np.nextafter(perturbed[example, 1], np.float32(0))  # the least difference there is
+    with pytest.raises(GateFailed, match=f"example {example}: .* must be equal before the first step"):
+        gates.check_reference(first(plan, pairs, score, parameters), perturbed)
     other = {**parameters, "final_norm": parameters["final_norm"] * 1.01}
     with pytest.raises(GateFailed, match="must be equal before the first step"):
-        gates.check_reference(score, other, plan, pairs, ROWS, references)
+        gates.check_reference(first(plan, pairs, score, other), references)
 
 
 def test_references_that_are_not_computed_are_refused(
@@ -95,7 +99,7 @@ def test_references_that_are_not_computed_are_refused(
 ):
     for nothing in (np.zeros_like(references), np.full_like(references, np.nan)):
         with pytest.raises(GateFailed, match="must be equal"):
-            gates.check_reference(score, parameters, plan, pairs, ROWS, nothing)
+            gates.check_reference(first(plan, pairs, score, parameters), nothing)
 
 
 @pytest.mark.parametrize("loss", [0.6941, 0.6921, 0.0, math.inf, math.nan])

@@ -1,6 +1,7 @@
 """Laws: k microbatches equal one batch, padding changes nothing, a step that is not finite is not made."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from bactrian.data import packing
 from bactrian.data.records import Batch, Example
 from bactrian.errors import Diverged
 from bactrian.model import llama
-from bactrian.train import preference, sft, trainer
+from bactrian.recipe import Optimizer
+from bactrian.train import moments, optimizer, preference, sft, trainer
 from bactrian.train.trainer import Objective, State, Step, Terms
 
 KEEP = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
@@ -69,6 +71,33 @@ def test_microbatches_of_a_model_are_one_batch(
         np.testing.assert_allclose(metrics[key], value, rtol=1e-5)
     for found, expected in zip(jax.tree.leaves(gradients), jax.tree.leaves(whole_gradients), strict=True):
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_less_memory_learns_as_well(
+    config: llama.Config, parameters, conversations: list[Example], monkeypatch: pytest.MonkeyPatch
+):
+    """Fifty updates on one batch, each of which moves a bfloat16 parameter by less than its spacing."""
+    monkeypatch.setattr(moments, "_SMALLEST", 0)  # no leaf of so small a model is large
+    steps = 50
+    batch = batch_of(conversations, 48, 4)
+
+    def losses(kept_as: str, moments_as: Any) -> np.ndarray:
+        settings = Optimizer(learning_rate=1e-3, warmup_ratio=0.1, moments=moments_as)
+        chain = optimizer.chain(settings, steps)
+        step = jax.jit(trainer.make_step(sft.objective(config, llama.Compute()), chain, 4), donate_argnums=0)
+        state = trainer.start(jax.tree.map(lambda leaf: jnp.array(leaf, kept_as), parameters), chain)
+        found = []
+        for _ in range(steps):
+            state, metrics = step(state, batch)
+            found.append(float(metrics["loss"]))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {jnp.dtype(kept_as)}
+        assert (jnp.dtype("int8") in {leaf.dtype for leaf in jax.tree.leaves(state)}) == (moments_as == "int8")
+        return np.array(found)
+
+    full = losses("float32", "float32")
+    learned = full[0] - full[-1]
+    assert learned > 0.3
+    assert np.abs(losses("bfloat16", "int8") - full).max() < 0.03 * learned
 
 
 def test_rows_of_padding_change_nothing(pairs: list[Example]):

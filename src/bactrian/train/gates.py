@@ -1,6 +1,7 @@
 """What must hold at the first step; a run in which it does not says why and stops.
 
-Each check costs a forward pass of one microbatch or less, through the program that the reference pass has compiled.
+Together they cost a forward pass of one microbatch, through the program that the reference pass has compiled, and one
+of a few short rows.
 """
 
 import math
@@ -17,7 +18,7 @@ from bactrian.train.scores import Score
 from bactrian.train.trainer import Parameters, split
 
 # Relative to a branch's log-probability, and absolute for those near 0. In one program on one row the numbers are
-# equal; what differs here is the row that an example shares, and for the loss the program around the forward pass.
+# equal; what differs here is the row that an example shares or has alone, and the program that computes it.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 _SAMPLED_EXAMPLES = 3
 
@@ -29,24 +30,43 @@ def check_learnt(learned: np.ndarray, examples: list[int]) -> None:
             raise GateFailed(f"example {example} has no token to learn; look at it with `bactrian data show`")
 
 
-def check_packing(score: Score, parameters: Parameters, plan: Plan, corpus: Examples, rows: int, dtype: str) -> None:
-    """In a packed row an example has the log-probability that it has alone in a row."""
-    packed = _first_microbatch(plan, corpus, rows)
-    values = dict(scores.of_examples(score, parameters, [packed]))
-    for example in list(values)[:_SAMPLED_EXAMPLES]:
-        single = packing.empty(rows, plan.row_length, plan.segments, plan.branches)
-        packing.fill(single, 0, [(example, corpus[example])])
-        [(_, alone)] = scores.of_examples(score, parameters, [single])
-        if not np.allclose(values[example], alone, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]):
-            raise GateFailed(f"example {example} has log-probability {values[example]} packed and {alone} alone")
+def first_logprobs(
+    score: Score, parameters: Parameters, plan: Plan, corpus: Examples, rows: int
+) -> dict[int, np.ndarray]:
+    """The examples of the first microbatch of training, with the log-probabilities of their branches."""
+    microbatch: Batch = jax.tree.map(lambda column: column[0], split(packing.batch(plan, corpus, 0), rows))
+    return dict(scores.of_examples(score, parameters, [microbatch]))
 
 
-def check_reference(
-    score: Score, parameters: Parameters, plan: Plan, corpus: Examples, rows: int, references: np.ndarray
+def check_packing(
+    first: dict[int, np.ndarray],
+    score: Score,
+    parameters: Parameters,
+    plan: Plan,
+    corpus: Examples,
+    rows: int,
+    dtype: str,
 ) -> None:
+    """In a packed row an example has the log-probability that it has alone in a row.
+
+    Looked at are some that others stand before, the shortest: alone their rows are short, and cost little.
+    """
+    laid = {example: packing.lay_out(corpus[example]) for example in first}
+    leading = {row[0] for row in plan.updates[0][:rows]}
+    sampled = sorted(laid, key=lambda example: (example in leading, len(laid[example].tokens)))[:_SAMPLED_EXAMPLES]
+    longest = max(len(laid[example].tokens) for example in sampled)
+    length = min(plan.row_length, 1 << (longest - 1).bit_length())  # of few lengths, so that few programs are compiled
+    single = packing.empty(-(-len(sampled) // rows) * rows, length, 1, plan.branches)
+    for row, example in enumerate(sampled):
+        packing.fill(single, row, [(example, corpus[example])])
+    for example, alone in scores.of_examples(score, parameters, [single]):
+        if not np.allclose(first[example], alone, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]):
+            raise GateFailed(f"example {example} has log-probability {first[example]} packed and {alone} alone")
+
+
+def check_reference(first: dict[int, np.ndarray], references: np.ndarray) -> None:
     """On the first rows the policy is the reference, exactly, and the loss is ln 2."""
-    microbatch = _first_microbatch(plan, corpus, rows)
-    for example, values in scores.of_examples(score, parameters, [microbatch]):
+    for example, values in first.items():
         if not np.array_equal(values, references[example]):
             raise GateFailed(
                 f"example {example}: the policy's log-probabilities are {values}, the reference's "
@@ -60,7 +80,3 @@ def check_first_loss(loss: float, dtype: str) -> None:
     """DPO's loss before anything has changed is ln 2: what the first step reports, which is of the state before it."""
     if not math.isclose(loss, math.log(2), abs_tol=TOLERANCES[dtype]):
         raise GateFailed(f"the first loss is {loss:.6f}; at the reference it must be ln 2 = {math.log(2):.6f}")
-
-
-def _first_microbatch(plan: Plan, corpus: Examples, rows: int) -> Batch:
-    return jax.tree.map(lambda column: column[0], split(packing.batch(plan, corpus, 0), rows))

@@ -3,10 +3,12 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from bactrian.recipe import Optimizer
+from bactrian.train import moments
 
 
 def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
@@ -33,14 +35,22 @@ def learning_rates(settings: Optimizer, steps: int) -> list[float]:
 
 
 def chain(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW."""
-    adamw = optax.adamw(
-        schedule(settings, steps),
-        b1=settings.beta1,
-        b2=settings.beta2,
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
+    """Clipping by the global norm, then AdamW. Moments are float32 or 8 bits, whatever the parameters are."""
+    adam = _in_float32(optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon))
+    adamw = optax.chain(
+        moments.in_int8(adam) if settings.moments == "int8" else adam,
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.scale_by_learning_rate(schedule(settings, steps)),
     )
     if settings.clip_norm is None:
         return adamw
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)
+
+
+def _in_float32(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Adam whose moments start as float32; its gradients come so."""
+
+    def init(params: optax.Params) -> optax.OptState:
+        return adam.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
+
+    return optax.GradientTransformation(init, adam.update)

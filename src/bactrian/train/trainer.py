@@ -16,6 +16,7 @@ import optax
 
 from bactrian.data.records import Batch
 from bactrian.errors import Diverged
+from bactrian.train import rounding
 
 Parameters = Any
 
@@ -60,7 +61,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         changes, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        changed = State(state.step + 1, optax.apply_updates(state.parameters, changes), optimizer_state)
+        changed = State(state.step + 1, rounding.apply_updates(state.parameters, changes, state.step), optimizer_state)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
         metrics = {name: total / count for name, total in terms.metrics.items()}
         return kept, {"loss": loss, **metrics, "gradient_norm": norm}
@@ -81,7 +82,8 @@ def _gradients(objective: Objective, parameters: Parameters, microbatches: Batch
     def one(index) -> tuple[Parameters, Terms]:
         microbatch = Batch(*(column[index] for column in microbatches))
         gradients, terms = jax.grad(total, has_aux=True)(parameters, microbatch)
-        return gradients, terms
+        # Those of bfloat16 parameters are of the same dtype, too coarse to be added up in.
+        return jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients), terms
 
     if microbatches.tokens.shape[0] == 1:
         return one(0)

@@ -1,24 +1,28 @@
 """The attention rule of packed rows, and the ways to compute it: one function, an implementation per platform.
 
     rule.py     who sees whom
+    sparsity.py which blocks of a row see into which
     dense.py    every pair of places, for tests
-    blocks.py   block by block in plain XLA: pairs of blocks that nobody sees into are never computed
+    blocks.py   "blocked": block by block in plain XLA, on every platform
+    flash.py    "flash": our own kernel, on GPUs
+    splash.py   "splash": JAX's kernel, on TPUs from v4 on
 
-Implementations differ in speed alone: each equals `dense`.
+Implementations differ in speed alone: each equals `dense`. All but `dense` skip the blocks that nobody sees into,
+forward and backward.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
 from bactrian.model.attention import blocks, dense
 from bactrian.model.attention.rule import Places, visible
 
-Implementation = Literal["blocked", "dense"]
+Implementation = Literal["blocked", "dense", "flash", "splash"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-__all__ = ["Attend", "Implementation", "Places", "over", "visible"]
+__all__ = ["Attend", "Implementation", "Places", "over", "suited", "visible"]
 
 
 def over(places: Places, window: int | None = None, implementation: Implementation = "blocked") -> Attend:
@@ -29,5 +33,27 @@ def over(places: Places, window: int | None = None, implementation: Implementati
     """
     if implementation == "dense":
         return lambda queries, keys, values: dense.attend(queries, keys, values, places, window)
-    pairs = blocks.pairs(places, window)
-    return lambda queries, keys, values: blocks.attend(queries, keys, values, places, pairs, window)
+    if implementation == "blocked":
+        seen = blocks.lists(places, window)
+        return lambda queries, keys, values: blocks.attend(queries, keys, values, places, seen, window)
+    # Pallas loads where it is used: a CPU has no need of it.
+    if implementation == "flash":
+        from bactrian.model.attention import flash
+
+        padded = flash.padded(places)
+        lists = flash.blocks(padded, window)
+        return lambda queries, keys, values: flash.attend(queries, keys, values, padded, lists, window)
+    from bactrian.model.attention import splash
+
+    masks = splash.masks(splash.padded(places), window)
+    return lambda queries, keys, values: splash.attend(queries, keys, values, masks, window)
+
+
+def suited(device: Any) -> Implementation:
+    """The fastest implementation on such a `jax.Device`, which need not be at hand."""
+    if device.platform == "gpu":
+        return "flash"
+    # Splash attention does not compile for these in bfloat16.
+    if device.platform == "tpu" and not device.device_kind.startswith(("TPU v2", "TPU v3")):
+        return "splash"
+    return "blocked"

@@ -9,38 +9,24 @@ N blocks of C places, Q = R·C queries of one block and group.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from bactrian.model.attention import sparsity
 from bactrian.model.attention.rule import Places, visible
+from bactrian.model.attention.sparsity import Lists
 
 _BLOCK = 128  # places; a row is cut into blocks of this length, one that is shorter is one block
 _LOWEST = -1e30  # the score of what is not seen: finite, so that a block of such scores has a maximum
 
 
-class Pairs(NamedTuple):
-    """For each query block the key blocks that it sees into: `keys` int32 [N, N] names them, the first `counts` [N]."""
-
-    keys: jax.Array
-    counts: jax.Array
-
-
-def pairs(places: Places, window: int | None) -> Pairs:
-    """Which blocks of these rows see into which, in any of the rows."""
-    blocks = _blocks_of(places)
-    count = blocks.segments.shape[0]
-
-    def seen_by(query_block: jax.Array) -> jax.Array:
-        def sees(key_block: jax.Array) -> jax.Array:
-            return jnp.any(_seen(blocks, query_block, key_block, window))
-
-        return jax.lax.map(sees, jnp.arange(count))
-
-    seen_NN = jax.lax.map(seen_by, jnp.arange(count))
-    return Pairs(jnp.argsort(~seen_NN, axis=1, stable=True).astype(jnp.int32), jnp.sum(seen_NN, axis=1))
+def lists(places: Places, window: int | None) -> Lists:
+    """For each block of queries the blocks of keys that it sees into, in any of these rows."""
+    blocks = Places(*(_blocked(field).reshape(field.shape[0], -1) for field in places))
+    block = min(_BLOCK, places.segments.shape[1])
+    return sparsity.lists(jnp.any(sparsity.seen(blocks, window, block, block), axis=0))
 
 
 def attend(
@@ -48,7 +34,7 @@ def attend(
     keys_BTGK: jax.Array,
     values_BTGK: jax.Array,
     places: Places,
-    pairs: Pairs,
+    lists: Lists,
     window: int | None,
 ) -> jax.Array:
     """Attention over packed rows, [B, T, H, K]; zero at places that see nothing."""
@@ -56,23 +42,23 @@ def attend(
     groups = keys_BTGK.shape[2]
     queries = _cut((queries_BTHK * width**-0.5).reshape(rows, length, groups, heads // groups, width))
     keys, values = _cut(keys_BTGK[:, :, :, None]), _cut(values_BTGK[:, :, :, None])
-    mixed_NBGQK = jnp.asarray(_attend(window, queries, keys, values, _blocks_of(places), pairs))
+    mixed_NBGQK = jnp.asarray(_attend(window, queries, keys, values, _blocks_of(places), lists))
     blocks = mixed_NBGQK.reshape(*mixed_NBGQK.shape[:3], heads // groups, -1, width)
     return blocks.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)[:, :length]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places: Places, pairs: Pairs):
-    return _forward(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places, pairs)[0]
+def _attend(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places: Places, lists: Lists):
+    return _forward(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places, lists)[0]
 
 
-def _forward(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places: Places, pairs: Pairs):
+def _forward(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places: Places, lists: Lists):
     def one_query_block(index):
         queries_BGQK = queries_NBGQK[index]
 
         def one_pair(step, carry):
             highest, total, mixed = carry
-            key_block = pairs.keys[index, step]
+            key_block = lists.blocks[index, step]
             scores, seen = _scores(queries_BGQK, keys_NBGCK[key_block], _seen(places, index, key_block, window))
             higher = jnp.maximum(highest, jnp.max(scores, axis=-1))
             weights = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0.0)
@@ -85,7 +71,7 @@ def _forward(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places: Places, pa
 
         shape = queries_BGQK.shape
         start = (jnp.full(shape[:-1], _LOWEST), jnp.zeros(shape[:-1]), jnp.zeros(shape))
-        highest, total, mixed = jax.lax.fori_loop(0, pairs.counts[index], one_pair, start)
+        highest, total, mixed = jax.lax.fori_loop(0, lists.counts[index], one_pair, start)
         total = jnp.where(total > 0, total, 1.0)
         return (mixed / total[..., None]).astype(queries_NBGQK.dtype), highest + jnp.log(total)
 
@@ -93,12 +79,12 @@ def _forward(window, queries_NBGQK, keys_NBGCK, values_NBGCK, places: Places, pa
     # Kept by the remat policy "dots": with these two the backward pass need not come this way again.
     mixed_NBGQK = checkpoint_name(mixed_NBGQK, "attention")
     normalizers_NBGQ = checkpoint_name(normalizers_NBGQ, "attention")
-    saved = (queries_NBGQK, keys_NBGCK, values_NBGCK, places, pairs, mixed_NBGQK, normalizers_NBGQ)
+    saved = (queries_NBGQK, keys_NBGCK, values_NBGCK, places, lists, mixed_NBGQK, normalizers_NBGQ)
     return mixed_NBGQK, saved
 
 
 def _backward(window, saved, cotangent_NBGQK):
-    queries_NBGQK, keys_NBGCK, values_NBGCK, places, pairs, mixed_NBGQK, normalizers_NBGQ = saved
+    queries_NBGQK, keys_NBGCK, values_NBGCK, places, lists, mixed_NBGQK, normalizers_NBGQ = saved
     # sum_c p_c dp_c, which the derivative of the softmax takes from every dp_c
     means_NBGQ = jnp.sum(mixed_NBGQK.astype(jnp.float32) * cotangent_NBGQK.astype(jnp.float32), axis=-1)
 
@@ -107,7 +93,7 @@ def _backward(window, saved, cotangent_NBGQK):
 
         def one_pair(step, carry):
             queries_gradient, keys_gradient, values_gradient = carry
-            key_block = pairs.keys[index, step]
+            key_block = lists.blocks[index, step]
             keys, values = keys_NBGCK[key_block], values_NBGCK[key_block]
             scores, seen = _scores(queries, keys, _seen(places, index, key_block, window))
             weights = jnp.where(seen, jnp.exp(scores - normalizers_NBGQ[index][..., None]), 0.0)
@@ -124,7 +110,7 @@ def _backward(window, saved, cotangent_NBGQK):
             )
 
         start = (jnp.zeros(queries.shape), *carry)
-        queries_gradient, *carry = jax.lax.fori_loop(0, pairs.counts[index], one_pair, start)
+        queries_gradient, *carry = jax.lax.fori_loop(0, lists.counts[index], one_pair, start)
         return tuple(carry), queries_gradient.astype(queries.dtype)
 
     start = (jnp.zeros(keys_NBGCK.shape), jnp.zeros(values_NBGCK.shape))
