@@ -20,7 +20,7 @@ from bactrian.errors import Diverged
 from bactrian.model import llama
 from bactrian.model import mesh as meshes
 from bactrian.prepare import Examples, Prepared
-from bactrian.recipe import DPO, Model
+from bactrian.recipe import DPO, Model, Stage
 from bactrian.run import Run
 from bactrian.tracking import Tracker
 from bactrian.train import gates, optimizer, preference, reference, scores, sft, trainer
@@ -86,9 +86,8 @@ def logprobs(
         return reference.column(path, plan, corpus, rows, computation.score, parameters, bar.to)
 
 
-def objective_of(prepared: Prepared, computation: Computation) -> Objective:
-    """What the stage minimizes."""
-    settings = prepared.settings
+def objective_of(settings: Stage, computation: Computation) -> Objective:
+    """What a stage minimizes."""
     if isinstance(settings, DPO):
         return preference.objective(computation.config, computation.compute, settings.beta)
     return sft.objective(computation.config, computation.compute)
@@ -138,7 +137,7 @@ class Training:
         """
         settings, name = self.prepared.settings, self.prepared.name
         chain = optimizer.chain(settings.optimizer, self.prepared.steps)
-        objective = objective_of(self.prepared, self.computation)
+        objective = objective_of(settings, self.computation)
         checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
         try:
             state = self.computation.start(parameters, chain)
