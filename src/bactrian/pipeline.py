@@ -4,7 +4,7 @@ Every part is skipped where its result is already in the run's folder, so runnin
 """
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ from bactrian.data.chat import Chat
 from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
 from bactrian.inference.engine import Engine
+from bactrian.model import hf_config, llama, weights
 from bactrian.model import mesh as meshes
-from bactrian.model import weights
 from bactrian.prepare import Parts, Prepared, prepare
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run, cache_root
@@ -50,7 +50,7 @@ def open_stage(recipe: Recipe, name: StageName | None) -> Opened:
     name = name or next(iter(stages))
     if name not in stages:
         raise RecipeError(f"the recipe has no section [{name}]")
-    base = assistants.find(recipe.model.source, recipe.model.add_tokens)
+    base = _find(recipe)
     return Opened(name, stages[name], base, base.chat(recipe.model.chat, stages[name].learn))
 
 
@@ -85,7 +85,7 @@ class Pipeline:
     def open(cls, recipe: Recipe, folder: Path) -> "Pipeline":
         """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
         Run.check(folder, recipe)
-        base = assistants.find(recipe.model.source, recipe.model.add_tokens)
+        base = _find(recipe)
         _check_positions(recipe, base)
         sizes = meshes.sizes(recipe.mesh, jax.device_count())
         meshes.check(sizes, base.config)
@@ -218,6 +218,20 @@ class Pipeline:
             all(evidence.is_recorded(self.run, label) for label in labels)
             and self._final(list(self.prepared)[-1]).exists()
         )
+
+
+def _find(recipe: Recipe) -> Assistant:
+    """The recipe's base model, which has to be of the shape that the recipe states, if it does."""
+    model = recipe.model
+    base = assistants.find(model.source, model.add_tokens, model.max_positions)
+    if model.config is not None:
+        stated = replace(hf_config.read_file(Path(model.config)), vocab_size=base.config.vocab_size)
+        if llama.specs(stated) != llama.specs(base.config):
+            raise RecipeError(
+                f"model.config: {model.config} describes a model of another shape than {model.source} has; "
+                f"give the config.json of that model"
+            )
+    return base
 
 
 def _check_positions(recipe: Recipe, base: Assistant) -> None:
