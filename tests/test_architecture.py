@@ -40,7 +40,7 @@ ORDER = [
     "evaluate card report evidence prepare page stage show stats check verbs on_policy build_verb",
     "pipeline evaluating benchmarking",
     "plan",
-    "cli_benchmarks",
+    "cli_benchmarks cli_plan",
     "cli_evaluate",
     "cli __main__",
 ]
@@ -59,7 +59,7 @@ WALLS = [
 ]
 
 # Every other room is given its own section. A card, a report and a tracker show the settings of the run as a whole.
-SEE_THE_WHOLE_RECIPE = {"recipe", "run", "card", "report", "tracking", "pipeline", "plan", "cli"}
+SEE_THE_WHOLE_RECIPE = {"recipe", "run", "card", "report", "tracking", "pipeline", "plan", "cli", "cli_plan"}
 WHOLE_RECIPE = {"Recipe", "load", "parse"}
 
 LONGEST_FILE = 420

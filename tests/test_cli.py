@@ -10,7 +10,7 @@ import tiny
 from bactrian import cli
 
 DOCS = Path(__file__).parents[1] / "docs"
-VERBS = ["run", "sft", "dpo", "chat", "generate", "score", "export", "card", "data", "evaluate"]
+VERBS = ["run", "sft", "dpo", "plan", "chat", "generate", "score", "export", "card", "data", "evaluate"]
 
 
 def test_every_verb_is_in_the_help():

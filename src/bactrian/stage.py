@@ -21,7 +21,7 @@ from bactrian.hosts import ALONE, Hosts
 from bactrian.model import attention, llama
 from bactrian.model import mesh as meshes
 from bactrian.prepare import Examples, Prepared
-from bactrian.recipe import DPO, Model
+from bactrian.recipe import DPO, Model, Stage
 from bactrian.run import Run
 from bactrian.tracking import Tracker
 from bactrian.train import gates, optimizer, preference, reference, scores, sft, trainer
@@ -40,8 +40,16 @@ class Computation:
     hosts: Hosts = ALONE
 
     @classmethod
-    def of(cls, settings: Model, config: llama.Config, mesh: Mesh | None = None, hosts: Hosts = ALONE) -> "Computation":
-        suited = attention.suited(jax.devices()[0])
+    def of(
+        cls,
+        settings: Model,
+        config: llama.Config,
+        mesh: Mesh | None = None,
+        hosts: Hosts = ALONE,
+        device: jax.Device | None = None,
+    ) -> "Computation":
+        """What a recipe asks for, over a mesh or on one device; which one it is decides how attention is computed."""
+        suited = attention.suited(device or (jax.devices() if mesh is None else mesh.devices.flat)[0])
         compute = llama.Compute(settings.compute_dtype, settings.remat, suited, mesh)
         return cls(config, compute, scores.compiled(config, compute), hosts)
 
@@ -97,9 +105,8 @@ def logprobs(
         return reference.column(path, plan, corpus, rows, computation.score, parameters, advance, hosts)
 
 
-def objective_of(prepared: Prepared, computation: Computation) -> Objective:
-    """What the stage minimizes."""
-    settings = prepared.settings
+def objective_of(settings: Stage, computation: Computation) -> Objective:
+    """What a stage minimizes."""
     if isinstance(settings, DPO):
         return preference.objective(computation.config, computation.compute, settings.beta)
     return sft.objective(computation.config, computation.compute)
@@ -149,7 +156,7 @@ class Training:
         """
         settings, name = self.prepared.settings, self.prepared.name
         chain = optimizer.chain(settings.optimizer, self.prepared.steps)
-        objective = objective_of(self.prepared, self.computation)
+        objective = objective_of(settings, self.computation)
         checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
         try:
             state = self.computation.start(parameters, chain)

@@ -121,6 +121,11 @@ def build(
     corpus = Corpus(folder)
     for source, entry in zip(data, corpus.ledger["sources"], strict=True):
         screen.Ledger(entry["read"], entry["kept"], entry["dropped"]).check(max_dropped, source.path)
+        if source.rows is not None and entry["read"] != min(source.rows, source.limit or source.rows):
+            raise DataError(
+                f"{source.path}: {entry['read']} rows were read, and the recipe says {source.rows}; "
+                f"train on the version that has so many, or say rows = {entry['read']}"
+            )
     if not len(corpus):
         raise DataError(f"{', '.join(source.path for source in data)}: no row can be used; the ledger is in {folder}")
     return corpus

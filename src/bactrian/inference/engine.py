@@ -212,7 +212,7 @@ class Engine:
             drawn = []
             for _ in range(min(look_every, max(answer.left for answer in answering.values()))):
                 state = (cache, rows, places - 1, knobs)
-                cache, rows = _step(self._parameters, self.config, *state, settings.mode, before, self._mesh)
+                cache, rows = step(self._parameters, self.config, *state, settings.mode, before, self._mesh)
                 drawn.append(rows.tokens_B)
             columns = np.stack(jax.device_get(drawn), axis=1)
             for slot, answer in list(answering.items()):
@@ -286,7 +286,7 @@ def _narrow(cache: Cache, rows: Rows, slots: Any) -> tuple[Cache, Rows]:
 
 
 @partial(jax.jit, static_argnames=("config", "mode", "mesh"), donate_argnames="cache")
-def _step(
+def step(
     parameters: llama.Parameters,
     config: llama.Config,
     cache: Cache,

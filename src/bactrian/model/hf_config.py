@@ -25,7 +25,11 @@ _DEFAULT_THETA = 10_000.0  # transformers' default: the first Llamas do not stat
 
 def read(folder: Path) -> llama.Config:
     """The architecture that a folder's config.json describes. Raises `ModelError`."""
-    path = folder / "config.json"
+    return read_file(folder / "config.json")
+
+
+def read_file(path: Path) -> llama.Config:
+    """The architecture that a config.json, whatever its name, describes. Raises `ModelError`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -138,6 +138,17 @@ def of_batch(mesh: Mesh, batch: Any) -> Any:
     return type(batch)(*(one(axes, column) for axes, column in zip(batch.axes, batch, strict=True)))
 
 
+def of_decoding(mesh: Mesh, config: llama.Config) -> llama.Parameters:
+    """The sharding of every parameter as `decoding.lay_out` leaves them: no stack of layers, matrices turned."""
+    whole = of_parameters(mesh, config)
+
+    def one(stacked: NamedSharding) -> NamedSharding:
+        return NamedSharding(mesh, P(*reversed(stacked.spec[1:])))
+
+    layer = jax.tree.map(one, whole["layers"])
+    return {**whole, "layers": (layer,) * config.num_layers}
+
+
 def of_cache(mesh: Mesh, config: llama.Config) -> NamedSharding:
     """The sharding of every array of a decoding cache: by key/value heads, where they divide."""
     splits = shards.splits(mesh, ("kv_heads",), llama.share(config, mesh).counts)

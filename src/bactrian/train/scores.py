@@ -1,6 +1,7 @@
 """Log-probabilities of a batch, for every objective, the reference, the gates and the scores."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,16 +37,22 @@ def branch_logprobs(parameters: Parameters, config: llama.Config, compute: llama
 
 
 def compiled(config: llama.Config, compute: llama.Compute) -> Score:
-    """`branch_logprobs` of one model's shape, compiled. Over a mesh every device returns those of all rows."""
+    """`branch_logprobs` of one model's shape, compiled, of batches that this process holds."""
+    score, mesh = program(config, compute), compute.mesh
+    if mesh is None:
+        return score
+    return lambda parameters, batch: score(parameters, meshes.place(mesh, batch))
+
+
+def program(config: llama.Config, compute: llama.Compute) -> Any:
+    """`branch_logprobs`, jitted, of batches that lie where they are computed. Over a mesh every device returns those of
+    all rows.
+    """
 
     def score(parameters: Parameters, batch: Batch) -> jax.Array:
         return branch_logprobs(parameters, config, compute, batch)
 
-    mesh = compute.mesh
-    if mesh is None:
-        return jax.jit(score)
-    whole = jax.jit(score, out_shardings=meshes.sharding(mesh, ()))
-    return lambda parameters, batch: whole(parameters, meshes.place(mesh, batch))
+    return jax.jit(score) if compute.mesh is None else jax.jit(score, out_shardings=meshes.sharding(compute.mesh, ()))
 
 
 def of_examples(

@@ -1,0 +1,142 @@
+"""A plan: what a recipe's steps need on a target, whether that fits, what it costs in time, and what would help."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bactrian.model import mesh as meshes
+from bactrian.plan import collectives, compile, estimate, targets, workload
+from bactrian.plan.compile import Measured
+from bactrian.plan.estimate import Times
+from bactrian.plan.steps import Job, Kind
+from bactrian.plan.targets import Target
+from bactrian.plan.workload import Workload
+from bactrian.recipe import DPO, Recipe, StageName
+
+_SHOWN = 12  # buffers, the largest
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a recipe on a target, its steps compiled."""
+
+    recipe: Recipe
+    target: Target
+    sizes: dict[str, int]
+    workload: Workload
+    steps: dict[Kind, Measured]
+
+    @property
+    def train(self) -> Measured:
+        return self.steps["train"]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every step fits into a device's memory."""
+        return all(step.total <= self.target.memory for step in self.steps.values())
+
+    @property
+    def lower(self) -> Times:
+        """The lower bound of an update."""
+        remat, tensor = self.recipe.model.remat, self.sizes["tensor"]
+        return estimate.bounds(self.workload, remat, self.target, tensor, self.train.collectives)
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimate of an update; None for hardware on which no run was published."""
+        return estimate.seconds(self.workload, self.target, self.lower)
+
+    @property
+    def mfu(self) -> float | None:
+        """Of places that hold tokens."""
+        if self.seconds is None:
+            return None
+        return estimate.useful_flops(self.workload) / (self.seconds * self.target.devices * self.target.chip.flops)
+
+    @property
+    def hours(self) -> float | None:
+        """Of all updates, and for DPO of the reference pass, which goes forward through one epoch."""
+        if self.seconds is None:
+            return None
+        settings = self.recipe.stages()[self.workload.name]
+        passes = self.workload.updates
+        if isinstance(settings, DPO):
+            passes += self.workload.updates / settings.epochs / 3
+        return self.seconds * passes / 3600
+
+    def to_json(self, price: float | None = None) -> dict[str, Any]:
+        """All of it, for machines; `price` is of a chip for an hour."""
+        hours, lower = self.hours, self.lower
+        chip_hours = None if hours is None else hours * self.target.chips
+        work, known = self.workload, self.lower.longest > 0
+        return {
+            "target": self.target.name,
+            "stage": work.name,
+            "devices": self.target.devices,
+            "chips": self.target.chips,
+            "mesh": self.sizes,
+            "fits": self.fits,
+            "hbm_bytes": None if self.target.chip.platform == "cpu" else self.target.memory,
+            "bytes_per_device": bytes_of(self.train),
+            "buffers": [buffer._asdict() for buffer in self.train.buffers[:_SHOWN]],
+            "other_steps": {kind: bytes_of(step) for kind, step in self.steps.items() if kind != "train"},
+            "flops_per_step": estimate.executed_flops(work, self.recipe.model.remat),
+            "useful_flops_per_step": estimate.useful_flops(work),
+            "collectives": [each._asdict() for each in collectives.summed(self.train.collectives)],
+            "lower_bound": lower._asdict() if known else None,
+            "bound_by": lower.bound_by if known else None,
+            "seconds_per_step": self.seconds,
+            "mfu": self.mfu,
+            "steps": work.updates,
+            "rows": work.plan.rows,
+            "row_length": work.plan.row_length,
+            "microbatch_rows": work.microbatch_rows,
+            "microbatches": work.microbatches,
+            "tokens_per_step": work.places,
+            "lengths": "drawn" if work.drawn else "real",
+            "hours": hours,
+            "device_hours": None if hours is None else hours * self.target.devices,
+            "chip_hours": chip_hours,
+            "cost": None if price is None or chip_hours is None else chip_hours * price,
+            "compile_seconds": sum(step.seconds for step in self.steps.values()),
+            "attention": self.train.attention,
+            "same_as_run": True,  # the steps are built by `Computation.of`, which a run asks for the same device
+        }
+
+
+def make(recipe: Recipe, name: StageName, target: Target, kinds: tuple[Kind, ...]) -> Planned:
+    """Compile a stage's steps for a target. Raises `RecipeError` where model or rows do not divide over the mesh."""
+    sizes = meshes.sizes(recipe.mesh, target.devices)
+    work = workload.of(recipe, name, *meshes.parts(sizes))
+    meshes.check(sizes, work.config)
+    return Planned(
+        recipe, target, sizes, work, {kind: compile.measure(Job(kind, recipe, work, target, sizes)) for kind in kinds}
+    )
+
+
+def kinds_of(recipe: Recipe, name: StageName) -> tuple[Kind, ...]:
+    """The steps of a stage: updates, for DPO the reference pass, and answers decoded."""
+    return ("train", "reference", "decode") if isinstance(recipe.stages()[name], DPO) else ("train", "decode")
+
+
+def bytes_of(step: Measured) -> dict[str, float]:
+    """A step's bytes on one device by what they are; they add up to `total`."""
+    return {**step.arguments, "temporaries": step.total - sum(step.arguments.values()), "total": step.total}
+
+
+def help_for(planned: Planned) -> str:
+    """The setting that would most likely make a step fit that does not."""
+    recipe, sizes, name = planned.recipe, planned.sizes, planned.workload.name
+    rows, _ = meshes.parts(sizes)
+    held = sum(planned.train.arguments.values())
+    if held > 0.9 * planned.target.memory:
+        if sizes["data"] > 1:
+            return "mesh.data=1 and mesh.fsdp=-1, so that one copy of the model is spread over all devices"
+        return f"a larger target: what must stay in memory alone takes {held / targets.GIB:.1f} GiB"
+    if recipe.model.remat != "full":
+        return "model.remat=full, which computes activations again in place of keeping them"
+    if planned.workload.microbatch_rows > rows:
+        return f"{name}.microbatch_rows={rows}, fewer rows at once"
+    heads = planned.workload.config.num_heads
+    if heads % (2 * sizes["tensor"] * sizes["sequence"]) == 0:
+        return f"mesh.sequence={2 * sizes['sequence']}, which shares the places of a row among more devices"
+    return f"{name}.row_length, which is {planned.workload.plan.row_length}, lower, or a target with more memory"

@@ -1,0 +1,142 @@
+"""A plan put together: what fits, what would help, what it costs; and the real compilers, where they are installed."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from bactrian import recipe as recipes
+from bactrian.data import mixture, packing
+from bactrian.model import hf_config
+from bactrian.plan import check, compile, planning, show, targets
+from bactrian.plan.collectives import Collective
+from bactrian.plan.compile import Measured
+from bactrian.plan.memory import Buffer
+from bactrian.plan.planning import Planned
+from bactrian.plan.workload import Workload
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "tulu2"
+GIB = targets.GIB
+NEEDS_TPU = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed (the extra `plan`)")
+NEEDS_GPU = pytest.mark.skipif(
+    find_spec("jax_plugins") is None or find_spec("jax_plugins.xla_cuda12") is None,
+    reason="jax-cuda12-plugin is not installed (the extra `plan`)",
+)
+
+
+def planned(total: float, *changes: str, sent: tuple[Collective, ...] = (), held: float = 4.0) -> Planned:
+    """A 7B stage on 8 H100s whose update was found to need so many GiB, so many of them for its arguments."""
+    recipe = recipes.load(RECIPES / "sft-7b.toml", changes)
+    config = hf_config.read_file(RECIPES / "llama-2-7b.json")
+    plan = packing.plan(np.full(128, 4096), mixture.order(128, 128, 2, 0), 8192, 8, 1)
+    work = Workload("sft", config, plan, 8, 128 * 4096, 64 * 4096.0**2, True)
+    buffers = tuple(
+        Buffer(size * GIB, 1, "f32[8]", f"name{size}", "model/llama.py:1 f", False) for size in (9, 7, 5, 3)
+    )
+    step = Measured(total * GIB, {"parameters": int(held * GIB)}, buffers, sent, "blocked", True, 12.0)
+    sizes = {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+    return Planned(recipe, targets.find("8xh100"), sizes, work, {"train": step})
+
+
+def test_what_does_not_fit_says_by_how_much_and_why():
+    found = planned(80.0)
+    assert not found.fits
+    said = show.misfit(found)
+    assert "80.00 GiB of a device that has 59.33, 20.67 too many" in said
+    assert all(name in said for name in ("name9", "name7", "name5")) and "name3" not in said
+    assert "what would help: mesh.sequence=2" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "held", "advice"),
+    [
+        (["model.remat=none"], 4.0, "model.remat=full"),
+        ([], 70.0, "a larger target"),
+        ([], 4.0, "mesh.sequence=2"),
+    ],
+)
+def test_advice_is_a_setting_that_takes_what_is_too_much(changes: list[str], held: float, advice: str):
+    assert planning.help_for(planned(80.0, *changes, held=held)).startswith(advice)
+
+
+def test_hours_are_updates_and_cost_is_of_chips():
+    found = planned(20.0)
+    said = found.to_json(price=3.0)
+    assert said["fits"] and said["steps"] == 2
+    assert found.seconds is not None
+    assert said["hours"] == pytest.approx(2 * found.seconds / 3600)
+    assert said["chip_hours"] == said["device_hours"] == pytest.approx(8 * said["hours"])
+    assert said["cost"] == pytest.approx(3 * said["chip_hours"])
+    assert 0 < said["mfu"] < 1
+    json.dumps(said)
+    assert any("fits" in line for line in show.lines(found, 3.0))
+
+
+GROUP = tuple(range(8))
+WEIGHTS = {
+    "gate, up and down": ("bf16[4096,11008]",) * 3,
+    "queries, keys, values and outputs": ("bf16[4096,4096]",) * 4,
+}
+
+
+def gathered(times: float) -> tuple[Collective, ...]:
+    return tuple(Collective("all-gather", ("fsdp",), GROUP, each, 1e6, times, "", None) for each in WEIGHTS.values())
+
+
+def test_weights_travel_once_forward_and_once_backward():
+    microbatches = 8
+    enough = gathered(32 * 2 * microbatches)
+    assert check.violations(planned(20.0, sent=enough)) == []
+    assert len(check.violations(planned(20.0, sent=gathered(32 * 3 * microbatches)))) == 2
+
+
+def test_a_batch_does_not_travel_over_its_rows():
+    hidden = Collective("all-reduce", ("fsdp",), GROUP, ("bf16[8,8192,4096]",), 1e6, 64, "jit(step)/dot_general", None)
+    (said,) = check.violations(planned(20.0, sent=(hidden,)))
+    assert "all-reduce over fsdp carries bf16[8,8192,4096]" in said
+    assert check.violations(planned(20.0, sent=(hidden._replace(axes=("tensor",)),))) == []
+    small = hidden._replace(arrays=("f32[8192]", "f32[]"))
+    assert check.violations(planned(20.0, sent=(small,))) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "module", "named"), [("v3-8", "libtpu", "libtpu"), ("8xh100", "jax_plugins", "cuda12")]
+)
+def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, target: str, module: str, named: str):
+    monkeypatch.setattr(compile, "find_spec", lambda name: None if name.startswith(module) else find_spec(name))
+    done = tiny.call("plan", RECIPES / "sft-7b.toml", "--target", target)
+    assert done.code == 2
+    assert named in done.err and "pip install 'bactrian[plan]'" in done.err
+
+
+def plan(*arguments: object) -> tuple[tiny.Done, dict]:
+    done = tiny.call("plan", *arguments, "--json")
+    return done, json.loads(done.out) if done.out else {}
+
+
+@pytest.mark.slow
+@NEEDS_TPU
+@pytest.mark.parametrize(
+    ("recipe", "target", "devices"),
+    [("dpo-70b", "v3-512", 512), ("sft-7b", "v5e-16", 16), ("dpo-70b", "v5p-256", 128)],
+)
+def test_the_recipes_fit_their_slices(recipe: str, target: str, devices: int):
+    done, said = plan(RECIPES / f"{recipe}.toml", "--target", target, "--check")
+    assert done.code == 0, done.err
+    assert (said["fits"], said["devices"], said["row_length"]) == (True, devices, 8192)
+    assert said["bytes_per_device"]["total"] < said["hbm_bytes"]
+
+
+@pytest.mark.slow
+@NEEDS_GPU
+def test_7b_fits_a_node_of_gpus_and_not_one_gpu():
+    done, said = plan(RECIPES / "sft-7b.toml", "--target", "8xh100", "--check")
+    assert done.code == 0, done.err
+    assert said["fits"] and said["bound_by"] == "compute"
+    done, said = plan(RECIPES / "sft-7b.toml", "--target", "1xa100-40")
+    assert (done.code, said["fits"]) == (1, False)
+    assert "too many; the largest: " in done.err and "what would help" in done.err
