@@ -21,7 +21,9 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors options",
-    "data.records sections hosts recipe run progress tracking markdown gguf_file",
+    "cluster",
+    "hosts",
+    "data.records sections recipe run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "
     "data.binarize data.sources data.screen data.screens",
     "model.hub model.attention model.safetensors_file data.sharing",

@@ -62,13 +62,21 @@ def find(model: str, add_tokens: tuple[str, ...] = ()) -> Assistant:
 
 
 def save(folder: Path, assistant: Assistant, parameters: llama.Parameters, chat: Chat, dtype: Dtype) -> None:
-    """Write a Hugging Face folder, whole or not at all, whose chat template is the format that was trained."""
+    """Write a Hugging Face folder, whole or not at all, whose chat template is the format that was trained.
+
+    Where there are several processes all must call, and the first one writes.
+    """
+    tokenizer = assistant.tokenizer
+
+    def save_weights(into: Path) -> None:
+        weights.save(into, assistant.config, parameters, dtype, chat.stop_ids, tokenizer.bos_id)
+
+    if jax.process_index():
+        save_weights(folder)
+        return
     with replacing(folder) as temporary:
         temporary.mkdir()
-        tokenizer = assistant.tokenizer
-        weights.save(
-            temporary, assistant.config, parameters, dtype=dtype, eos_ids=chat.stop_ids, bos_id=tokenizer.bos_id
-        )
+        save_weights(temporary)
         tokenizers.save(tokenizer.with_template(chat.jinja()), temporary, assistant.config.max_positions)
 
 

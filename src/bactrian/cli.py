@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from bactrian.cli_evaluate import evaluate_app
-from bactrian.errors import BactrianError, InputError
+from bactrian.errors import BactrianError, line
 
 app = typer.Typer(
     help="From a base Llama-family model to a chat assistant: data, SFT, DPO, evaluation, chat, model card.",
@@ -66,16 +66,22 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
     suffix = "" if len(stages) > 1 else f"-{'-'.join(stages)}"
     folder = run_dir or Path("runs") / f"{recipe.name}{suffix}"
 
-    from bactrian.pipeline import Pipeline
+    from bactrian import hosts, progress
 
     try:
-        Pipeline.open(recipe, folder).execute()
+        with hosts.joined() as together:
+            progress.console.quiet = not together.is_first
+            from bactrian.pipeline import Pipeline
+
+            Pipeline.open(recipe, folder, together).execute()
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command resumes it ({folder})", err=True)
         raise typer.Exit(130) from None
-    typer.echo(
-        f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}", err=True
-    )
+    if together.is_first:
+        typer.echo(
+            f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}",
+            err=True,
+        )
 
 
 @app.command()
@@ -311,5 +317,5 @@ def main() -> None:
     try:
         app(prog_name="bactrian")
     except BactrianError as error:
-        typer.echo(f"{'error' if isinstance(error, InputError) else 'failed'}: {error}", err=True)
+        typer.echo(line(error), err=True)
         sys.exit(error.exit_code)

@@ -7,9 +7,11 @@
     │   ├── ModelError         a model's folder, file or name
     │   ├── ChatError          messages that a chat format cannot render
     │   └── RunError           a run folder that belongs to something else, or cannot be written
+    ├── Preempted              told to stop, it saved and stopped; exits with 75: the same command resumes it
     └── RunFailed              the run itself went wrong; exits with 1
         ├── GateFailed         a check before the first step does not hold
         ├── JudgeError         a judge or model behind an address cannot be reached, or does not answer
+        ├── HostLost           another process of the run did not come, was killed, or cannot be reached
         └── Diverged           a loss or gradient that is not finite
 
 Every message says what, where and what to do, on one line. Anything outside this tree is a bug and keeps its traceback.
@@ -46,6 +48,10 @@ class RunError(InputError):
     pass
 
 
+class Preempted(BactrianError):
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 class RunFailed(BactrianError):
     exit_code = 1
 
@@ -58,9 +64,19 @@ class JudgeError(RunFailed):
     pass
 
 
+class HostLost(RunFailed):
+    pass
+
+
 class Diverged(RunFailed):
     """`number` is the step, counted from 1."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.number = number
+
+
+def line(error: BactrianError) -> str:
+    """An error as the command says it."""
+    word = "error" if isinstance(error, InputError) else "stopped" if isinstance(error, Preempted) else "failed"
+    return f"{word}: {error}"

@@ -16,7 +16,7 @@ from bactrian.errors import DataError
 from bactrian.inference.engine import Engine, Settings
 from bactrian.prepare import Prepared
 from bactrian.recipe import Evaluation, Rule, Source
-from bactrian.run import Run, write_jsonl
+from bactrian.run import Run
 
 _ANSWERS_AT_ONCE = 32
 
@@ -96,7 +96,7 @@ def record_answers(
     for row, prompt, text in zip(rows, prompts, answers, strict=True):
         row["answers"][label] = text
         row["rules"][label] = {rule.name: holds(rule, prompt, text) for rule in evaluation.rules}
-    write_jsonl(run.samples_path, rows)
+    run.write_samples(rows)
     return {rule.name: float(np.mean([row["rules"][label][rule.name] for row in rows])) for rule in evaluation.rules}
 
 

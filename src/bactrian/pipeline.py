@@ -19,9 +19,11 @@ from bactrian.assistant import Assistant
 from bactrian.data.chat import Chat
 from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
+from bactrian.hosts import ALONE, Hosts
 from bactrian.inference.engine import Engine
 from bactrian.model import mesh as meshes
 from bactrian.model import weights
+from bactrian.model.llama import Dtype
 from bactrian.prepare import Parts, Prepared, prepare
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run, cache_root
@@ -82,35 +84,33 @@ class Pipeline:
     trackers: list[Tracker] = field(default_factory=list)
 
     @classmethod
-    def open(cls, recipe: Recipe, folder: Path) -> "Pipeline":
+    def open(cls, recipe: Recipe, folder: Path, hosts: Hosts = ALONE) -> "Pipeline":
         """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
-        Run.check(folder, recipe)
+        hosts.agree("the run's folder", lambda: Run.check(folder, recipe))
         base = assistants.find(recipe.model.source, recipe.model.add_tokens)
         _check_positions(recipe, base)
         sizes = meshes.sizes(recipe.mesh, jax.device_count())
         meshes.check(sizes, base.config)
+        mesh = meshes.make(sizes)
+        parts = Parts(*meshes.parts(sizes), meshes.own_parts(mesh))
         chat = base.chat(recipe.model.chat)
         prompts = evidence.read_prompts(recipe.evaluation, chat, base.config.max_positions)
         prepared: dict[StageName, Prepared] = {
-            name: prepare(
-                name,
-                stage,
-                base.chat(recipe.model.chat, stage.learn),
-                recipe.seed,
-                cache_root(),
-                Parts(*meshes.parts(sizes)),
-            )
+            name: prepare(name, stage, base.chat(recipe.model.chat, stage.learn), recipe.seed, cache_root(), parts)
             for name, stage in recipe.stages().items()
         }
-        account = {"weights": weights.fingerprint(base.path), "prompts": evidence.fingerprint(prompts)}
+        hosts.wait("the data is ready")
+        account = {"weights": _fingerprint(base.path, hosts), "prompts": evidence.fingerprint(prompts)}
         account |= {name: stage.ledger() for name, stage in prepared.items()}
-        _refuse_changed_inputs(Run(folder), account)
-        check_trackers(recipe)
-        run = Run.open(folder, recipe)
-        run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))
-        computation = Computation.of(recipe.model, base.config, meshes.make(sizes))
+        run = Run(folder, writes=False)
+        if hosts.is_first:
+            _refuse_changed_inputs(run, account)
+            check_trackers(recipe)
+            run = Run.open(folder, recipe)
+            run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))
+        computation = Computation.of(recipe.model, base.config, mesh, hosts)
         pipeline = cls(recipe, run, base, prepared, prompts, computation)
-        if not pipeline._is_done():
+        if not pipeline._is_done() and hosts.is_first:
             pipeline.trackers.extend(open_trackers(recipe, folder))
         return pipeline
 
@@ -127,21 +127,21 @@ class Pipeline:
         finally:
             for tracker in self.trackers:
                 tracker.close()
-        report.plot(self.run)
+        if self.hosts.is_first:
+            report.plot(self.run)
         self.export()
 
     def export(self) -> None:
         """Write `export/`: the last stage's model as a Hugging Face folder, with its card."""
-        last = self._final(list(self.prepared)[-1])
-        if not (self.run.export / "config.json").exists():
-            parameters = weights.load(last, self.recipe.export.dtype)
-            assistants.save(self.run.export, self.base, parameters, self.chat, self.recipe.export.dtype)
-        card.write(self.run)
+        last, dtype = self._final(list(self.prepared)[-1]), self.recipe.export.dtype
+        if not self.hosts.agree("whether the export is there", (self.run.export / "config.json").exists):
+            assistants.save(self.run.export, self.base, self._load(last, dtype), self.chat, dtype)
+        if self.hosts.is_first:
+            card.write(self.run)
 
     def _train(self) -> None:
-        model = Model(
-            "base", self.base.parameters(mesh=self.computation.compute.mesh), weights.fingerprint(self.base.path)
-        )
+        parameters = self.base.parameters(mesh=self.computation.compute.mesh)
+        model = Model("base", parameters, _fingerprint(self.base.path, self.hosts))
         base_pairs = self._pair_logprobs(model)
         self._measure(model, base_pairs)
         for name in self.prepared:
@@ -150,30 +150,30 @@ class Pipeline:
 
     def _stage(self, name: StageName, start: Model) -> Model:
         prepared, final = self.prepared[name], self._final(name)
-        if not final.exists():
+        if not self.hosts.agree(f"whether {name} is done", final.exists):
             rows = prepared.microbatch_rows
             references = held_references = None
             if isinstance(prepared.settings, DPO):
                 given = (self.computation, start.parameters)
-                cache = cache_root()
-                references = logprobs(*given, prepared.training, rows, start.fingerprint, cache, "reference")
+                known = (rows, start.fingerprint, self._kept)
+                references = logprobs(*given, prepared.training, *known, "reference")
                 if prepared.heldout is not None:
-                    held_references = logprobs(
-                        *given, prepared.heldout, rows, start.fingerprint, cache, "reference, held out"
-                    )
+                    held_references = logprobs(*given, prepared.heldout, *known, "reference, held out")
             heldout = None if prepared.heldout is None else Heldout(prepared, self.computation, held_references)
             training = Training(self.run, prepared, self.computation, references, heldout, self.trackers)
             parameters = training.execute(start.parameters)
             assistants.save(final, self.base, parameters, self.chat, "float32")
         else:
-            mesh = self.computation.compute.mesh
-            shardings = None if mesh is None else meshes.of_parameters(mesh, self.base.config)
-            parameters = weights.load(final, "float32", shardings)
-        return Model(name, parameters, weights.fingerprint(final))
+            parameters = self._load(final, "float32")
+        return Model(name, parameters, _fingerprint(final, self.hosts))
+
+    def _load(self, folder: Path, dtype: Dtype) -> Parameters:
+        mesh = self.computation.compute.mesh
+        return weights.load(folder, dtype, None if mesh is None else meshes.of_parameters(mesh, self.base.config))
 
     def _measure(self, model: Model, base_pairs: np.ndarray | None) -> None:
         """Score a model on held-out data and prompts, unless that is on disk."""
-        if evidence.is_recorded(self.run, model.label):
+        if self.hosts.agree(f"whether {model.label} is measured", lambda: evidence.is_recorded(self.run, model.label)):
             return
         scores: dict[str, float] = {}
         counts: dict[str, int] = {}
@@ -206,18 +206,32 @@ class Pipeline:
         title = f"{model.label}: held-out {prepared.name}"
         rows = prepared.microbatch_rows
         return logprobs(
-            self.computation, model.parameters, prepared.heldout, rows, model.fingerprint, cache_root(), title
+            self.computation, model.parameters, prepared.heldout, rows, model.fingerprint, self._kept, title
         )
+
+    @property
+    def hosts(self) -> Hosts:
+        return self.computation.hosts
+
+    @property
+    def _kept(self) -> Path:
+        """Where reference log-probabilities are kept: with the run where hosts share them, else for any run."""
+        return cache_root() if self.hosts.count == 1 else self.run.folder
 
     def _final(self, name: StageName) -> Path:
         return self.run.checkpoints(name) / "final"
 
     def _is_done(self) -> bool:
-        labels = ["base", *self.prepared]
-        return (
-            all(evidence.is_recorded(self.run, label) for label in labels)
-            and self._final(list(self.prepared)[-1]).exists()
+        labels, last = ["base", *self.prepared], self._final(list(self.prepared)[-1])
+        return self.hosts.agree(
+            "whether the run is done",
+            lambda: all(evidence.is_recorded(self.run, label) for label in labels) and last.exists(),
         )
+
+
+def _fingerprint(path: Path, hosts: Hosts) -> str:
+    """Of a model's files, which the first of the hosts reads for all."""
+    return hosts.agree(f"the fingerprint of {path}", lambda: weights.fingerprint(path))
 
 
 def _check_positions(recipe: Recipe, base: Assistant) -> None:

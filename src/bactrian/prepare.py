@@ -1,6 +1,6 @@
 """A stage's data made ready before anything is paid for: tokenized, every row planned, every token accounted for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +42,18 @@ class Examples:
 
 
 class Parts(NamedTuple):
-    """Into how many parts devices share out the rows of a batch, and the places of a row."""
+    """Into how many parts devices share out the rows of a batch, and the places of a row; whose rows are read here."""
 
     rows: int
     places: int
+    own: frozenset[int] | None = None  # of the parts of the rows; None: all
+
+    def owning(self, plan: Plan, microbatch_rows: int) -> Plan:
+        """The plan with the rows that are read here. Each microbatch is shared out by itself."""
+        if self.own is None:
+            return plan
+        each = microbatch_rows // self.rows
+        return replace(plan, own=frozenset(r for r in range(plan.rows) if r % microbatch_rows // each in self.own))
 
 
 ALONE = Parts(1, 1)
@@ -117,7 +125,7 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
     places = corpus.places()
     rows = -(-settings.microbatch_rows // parts.rows) * parts.rows
     plan = packing.plan(places, order, settings.row_length, rows, corpus.branches, places_multiple=parts.places)
-    training = Examples.of(corpus, plan, places)
+    training = Examples.of(corpus, parts.owning(plan, rows), places)
     if not settings.heldout:
         return Prepared(name, settings, training, None, rows)
     held = corpora.build(settings.heldout, chat, limits, settings.max_dropped, cache)
@@ -128,4 +136,5 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
     held_plan = packing.plan(
         held_places, groups, settings.row_length, rows, held.branches, length, places_multiple=parts.places
     )
-    return Prepared(name, settings, training, Examples.of(held, held_plan, held_places), rows)
+    heldout = Examples.of(held, parts.owning(held_plan, rows), held_places)
+    return Prepared(name, settings, training, heldout, rows)

@@ -4,6 +4,7 @@ recipe.json       the recipe as it ran
 ledger.json       what became of every row and token
 metrics.jsonl     a line per step and per held-out evaluation
 evaluation.json   the scores of the base model and of each stage
+references/       a run on several hosts: the reference model's log-probabilities
 samples.jsonl     answers to held-out prompts, base model and each stage
 benchmarks/       answers, judgments and scores of `bactrian evaluate`, a folder per benchmark
 plots/            PNG
@@ -119,10 +120,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 class Run:
-    """One run's folder. Opening it creates it, or checks that it belongs to the same recipe."""
+    """One run's folder. Opening it creates it, or checks that it belongs to the same recipe.
 
-    def __init__(self, folder: Path):
+    Of the processes of a run one `writes`; what the others are told to write is dropped.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True):
         self.folder = folder
+        self.writes = writes
         self._held: int | None = None
 
     @classmethod
@@ -214,6 +219,8 @@ class Run:
 
     def record(self, name: str, update: Callable[[dict[str, Any]], None]) -> None:
         """Change `ledger.json` or `evaluation.json` in place, whole or not at all."""
+        if not self.writes:
+            return
         content = self.evidence(name)
         update(content)
         write_json(self.folder / f"{name}.json", content)
@@ -226,8 +233,14 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         return read_jsonl(self.samples_path)
 
+    def write_samples(self, rows: list[dict[str, Any]]) -> None:
+        if self.writes:
+            write_jsonl(self.samples_path, rows)
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to the metrics; it is on disk when this returns."""
+        if not self.writes:
+            return
         with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -245,7 +258,8 @@ class Run:
             earlier = order.index(row["stage"]) < order.index(stage)
             return earlier or (row["stage"] == stage and row["step"] <= step)
 
-        write_jsonl(self.metrics_path, [row for row in self.metrics() if kept(row)])
+        if self.writes:
+            write_jsonl(self.metrics_path, [row for row in self.metrics() if kept(row)])
 
 
 def _lines(path: Path) -> list[str]:

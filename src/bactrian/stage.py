@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from bactrian import progress
 from bactrian.data import packing
 from bactrian.data.records import Batch
-from bactrian.errors import Diverged
+from bactrian.errors import Diverged, Preempted
+from bactrian.hosts import ALONE, Hosts
 from bactrian.model import llama
 from bactrian.model import mesh as meshes
 from bactrian.prepare import Examples, Prepared
@@ -36,11 +37,12 @@ class Computation:
     config: llama.Config
     compute: llama.Compute
     score: Score
+    hosts: Hosts = ALONE
 
     @classmethod
-    def of(cls, settings: Model, config: llama.Config, mesh: Mesh | None = None) -> "Computation":
+    def of(cls, settings: Model, config: llama.Config, mesh: Mesh | None = None, hosts: Hosts = ALONE) -> "Computation":
         compute = llama.Compute(settings.compute_dtype, settings.remat, mesh=mesh)
-        return cls(config, compute, scores.compiled(config, compute))
+        return cls(config, compute, scores.compiled(config, compute), hosts)
 
     def start(self, parameters: Parameters, chain: optax.GradientTransformation) -> State:
         """The state before the first update, which takes the parameters over."""
@@ -80,10 +82,17 @@ def logprobs(
     parts = [weights, corpus.key, plan.updates, plan.row_length, plan.segments, rows]
     # The same sums come out in other last bits on another machine, and the first step's gate wants them equal.
     machine = [jax.__version__, jax.devices()[0].device_kind, platform.machine(), os.cpu_count()]
-    key = reference.key(*parts, computation.config, computation.compute, *machine, os.environ.get("XLA_FLAGS"))
-    with progress.bar(title, len(corpus)) as bar:
-        path = cache / "references" / f"{key}.npy"
-        return reference.column(path, plan, corpus, rows, computation.score, parameters, bar.to)
+    parts += [computation.config, computation.compute, *machine, os.environ.get("XLA_FLAGS")]
+    hosts = computation.hosts
+    path = cache / "references" / f"{hosts.agree('the key of the reference', lambda: reference.key(*parts))}.npy"
+    with progress.bar(title, len(corpus)) as bar, hosts.in_order():
+
+        def advance(done: int, total: int) -> None:
+            bar.to(done, total)
+            if hosts.should_stop():
+                raise Preempted(f"told to stop, in the pass over {title}; the same command resumes it")
+
+        return reference.column(path, plan, corpus, rows, computation.score, parameters, advance, hosts)
 
 
 def objective_of(prepared: Prepared, computation: Computation) -> Objective:
@@ -160,11 +169,11 @@ class Training:
             checkpoints.close()
 
     def _loop(self, step: trainer.Step, state: State, checkpoints: Checkpoints) -> State:
-        settings, steps = self.prepared.settings, self.prepared.steps
+        settings, steps, hosts = self.prepared.settings, self.prepared.steps, self.computation.hosts
         if self._is_finished(int(state.step)):
             return state
         learning_rates = optimizer.learning_rates(settings.optimizer, steps)
-        with progress.bar(self.prepared.name, steps, int(state.step)) as bar:
+        with progress.bar(self.prepared.name, steps, int(state.step)) as bar, hosts.in_order():
             for update, paused in self._updates(step, state):
                 self._record(update, learning_rates[update.number - 1], bar)
                 if paused is None:
@@ -178,10 +187,16 @@ class Training:
                             f"{self.prepared.name}: after step {number} the held-out loss is not finite", number
                         )
                     self._write("heldout", number, measured, {})
-                if self._is_saved(number):
+                finished = self._is_finished(number)
+                if self._is_saved(number) or (hosts.is_stopping and not finished):
                     checkpoints.save(number, state, measured["loss"] if measured else None)
-                if self._is_finished(number):
+                if finished:
                     break
+                if hosts.is_stopping:
+                    raise Preempted(
+                        f"told to stop, after step {number} of {steps} of {self.prepared.name}, which is saved; the "
+                        f"same command resumes it"
+                    )
         return state
 
     def _updates(self, step: trainer.Step, state: State):
@@ -193,7 +208,8 @@ class Training:
 
         def pauses(number: int) -> bool:
             periods = (settings.evaluate_every, settings.checkpoint_every)
-            return any(_due(number, period, self.prepared.steps) for period in periods)
+            due = any(_due(number, period, self.prepared.steps) for period in periods)
+            return self.computation.hosts.should_stop() or due
 
         try:
             yield from trainer.train(step, state, batch_at, self.prepared.steps, pauses)
@@ -243,9 +259,14 @@ class Training:
         settings = self.prepared.settings
         if number >= self.prepared.steps:
             return True
+        return bool(settings.patience) and self.computation.hosts.agree(
+            "whether patience is at its end", self._is_worse
+        )
+
+    def _is_worse(self) -> bool:
         rows = [row for row in self.run.metrics() if row["stage"] == self.prepared.name and row["kind"] == "heldout"]
         losses = [row["loss"] for row in rows] or [math.inf]
-        return bool(settings.patience) and len(losses) - 1 - int(np.argmin(losses)) >= settings.patience
+        return len(losses) - 1 - int(np.argmin(losses)) >= self.prepared.settings.patience
 
 
 def _due(number: int, period: int, last: int) -> bool:

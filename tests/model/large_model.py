@@ -7,6 +7,7 @@ there was a model, and the bytes of the model.
 import re
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,10 @@ from bactrian.model import llama, weights
 
 def anonymous_bytes(process: int | str = "self") -> int:
     status = Path(f"/proc/{process}/status").read_text()
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    if found is None:
+        raise ProcessLookupError(process)  # it has ended, and nobody has asked for its code
+    return 1024 * int(found[1])
 
 
 def shardings(config: llama.Config):
@@ -33,10 +37,10 @@ def shardings(config: llama.Config):
 
 def pattern(shape: tuple[int, ...], dtype) -> jax.Array:
     """Numbers that differ from their neighbours, and are the same in every dtype."""
-    places = sum(
+    places: Any = sum(
         step * jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis, step in enumerate((7, 13, 31)[: len(shape)])
     )
-    return (places % 251 - 125).astype(dtype) / 64
+    return ((places % 251 - 125) / 64).astype(dtype)
 
 
 def main(folder: Path, dtype: llama.Dtype, width: int, mlp_width: int, layers: int, vocab_size: int) -> None:
@@ -66,4 +70,4 @@ def main(folder: Path, dtype: llama.Dtype, width: int, mlp_width: int, layers: i
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+    main(Path(sys.argv[1]), cast(llama.Dtype, sys.argv[2]), *map(int, sys.argv[3:]))

@@ -117,7 +117,7 @@ def build(
                 with replacing(folder) as temporary:
                     temporary.mkdir()
                     _write(temporary, data, files)
-            shutil.rmtree(parts)
+            shutil.rmtree(parts, ignore_errors=True)  # another process may be at it as well
     corpus = Corpus(folder)
     for source, entry in zip(data, corpus.ledger["sources"], strict=True):
         screen.Ledger(entry["read"], entry["kept"], entry["dropped"]).check(max_dropped, source.path)

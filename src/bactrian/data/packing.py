@@ -47,7 +47,7 @@ class Plan:
 
     updates: for each update its rows, for each row its examples.
     row_length: places in a row (T); rows: rows in an update's batch (B); segments: most examples in a row (S);
-    branches: most branches of an example (K).
+    branches: most branches of an example (K). own: the rows whose places this process fills, None for all of them.
     """
 
     updates: tuple[tuple[tuple[int, ...], ...], ...]
@@ -55,6 +55,7 @@ class Plan:
     rows: int
     segments: int
     branches: int
+    own: frozenset[int] | None = None
 
     def examples(self, update: int) -> list[int]:
         """The examples of one update, in the order of its rows."""
@@ -130,10 +131,15 @@ def plan(
 
 
 def batch(plan: Plan, corpus: Examples, update: int, references: np.ndarray | None = None) -> Batch:
-    """The rows of one update. `references` float32 [examples, K] fills the batch's column of that name."""
+    """The rows of one update. `references` float32 [examples, K] fills the batch's column of that name.
+
+    Which examples lie where, and their references, are there for all rows; what is read of the corpus for own ones.
+    """
     result = empty(plan.rows, plan.row_length, plan.segments, plan.branches)
     for row, examples in enumerate(plan.updates[update]):
-        fill(result, row, [(index, corpus[index]) for index in examples])
+        if plan.own is None or row in plan.own:
+            fill(result, row, [(index, corpus[index]) for index in examples])
+        result.examples[row, : len(examples)] = examples
         if references is not None:
             result.references[row, : len(examples)] = references[list(examples)]
     return result

@@ -28,6 +28,7 @@ __all__ = [
     "of_cache",
     "of_parameters",
     "of_state",
+    "own_parts",
     "parts",
     "place",
     "sharding",
@@ -143,9 +144,22 @@ def of_cache(mesh: Mesh, config: llama.Config) -> NamedSharding:
     return NamedSharding(mesh, P(None, splits[0] or None))
 
 
+def own_parts(mesh: Mesh | None) -> frozenset[int] | None:
+    """Which parts of the rows of a batch this process's devices hold; None where it has all the devices."""
+    if mesh is None or jax.process_count() == 1:
+        return None
+    count = math.prod(mesh.shape[name] for name in shards.TABLE["batch"])
+    held = sharding(mesh, ("batch",)).addressable_devices_indices_map((count,)).values()
+    return frozenset(part for index in held if index for part in range(*index[0].indices(count)))
+
+
 def place(mesh: Mesh, batch: Any) -> Any:
-    """A batch on the devices of a mesh; each process gives the rows that its own devices hold."""
-    return jax.tree.map(jax.make_array_from_process_local_data, of_batch(mesh, batch), jax.tree.map(np.asarray, batch))
+    """A batch on the devices of a mesh. Of rows that other processes' devices hold nothing is looked at."""
+
+    def one(column: Any, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(column.shape, sharding, np.asarray(column).__getitem__)
+
+    return jax.tree.map(one, batch, of_batch(mesh, batch))
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

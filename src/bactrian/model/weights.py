@@ -23,7 +23,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from bactrian.errors import ModelError
 from bactrian.model import gguf_weights, hf_config, llama, safetensors_file, tensors
 from bactrian.model.llama import Dtype
-from bactrian.model.tensors import Bounds, Source, Tensor
+from bactrian.model.tensors import Source, Tensor
 from bactrian.run import cache_root, replacing
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -54,7 +54,7 @@ def load(path: Path, dtype: Dtype = "float32", shardings: Any = None) -> llama.P
 
     def one(keys: tuple[Any, ...], spec: llama.Spec, sharding: Sharding) -> jax.Array:
         parameter = tuple(key.key for key in keys)
-        held: dict[Bounds, list[jax.Device]] = {}
+        held: dict[tensors.Bounds, list[Any]] = {}  # of devices
         for device, index in sharding.addressable_devices_indices_map(spec.shape).items():
             bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), spec.shape, strict=True))
             held.setdefault(bounds, []).append(device)
@@ -156,7 +156,9 @@ def _file_digest(file: Path) -> str:
     return found
 
 
-def _read(source: Source, parameter: tuple[str, ...], bounds: Bounds, dtype: np.dtype, device: jax.Device) -> jax.Array:
+def _read(
+    source: Source, parameter: tuple[str, ...], bounds: tensors.Bounds, dtype: np.dtype, device: Any
+) -> jax.Array:
     """A part of a parameter on a device, finished: a copy under way would keep more than a block on the host."""
     shape = tuple(stop - start for start, stop in bounds)
     if math.prod(shape) * dtype.itemsize <= tensors.BLOCK_BYTES:

@@ -25,7 +25,13 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         kept: list[Any] = [checkpoint_managers.LatestN(keep_last)]
         if keep_best:
-            kept.append(checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1))
+            best = checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics["loss"],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,  # as that of a run which was told to stop
+            )
+            kept.append(best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
             best_fn=(lambda metrics: metrics["loss"]) if keep_best else None,
@@ -35,7 +41,10 @@ class Checkpoints:
         with self._writing():
             # Compressed, a state is 7 % smaller and takes eight times the processor's time, which training wants.
             handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
+            manager: Any = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
+        # Whether to stop is the loop's question: asked here too, under other numbers, hosts would not agree on when.
+        manager.reached_preemption = lambda step: False
+        self._manager = manager
 
     def latest(self) -> int | None:
         """The number of the last checkpoint, if there is one."""

@@ -16,6 +16,7 @@ import numpy as np
 from bactrian.data import packing
 from bactrian.data.packing import Examples, Plan
 from bactrian.data.records import Batch
+from bactrian.hosts import ALONE, Hosts
 from bactrian.run import replacing
 from bactrian.train import scores
 from bactrian.train.scores import Score
@@ -38,15 +39,18 @@ def column(
     score: Score,
     parameters: Parameters,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    hosts: Hosts = ALONE,
 ) -> np.ndarray:
     """Log-probabilities of every example that the plan uses, float32 [examples, K]; NaN for those it does not.
 
-    Read from `path` where it exists, else computed, telling `progress` how many of how many examples are done.
+    Read from `path` where it exists, else computed, telling `progress` how many of how many examples are done. Several
+    hosts compute together, and the first one writes.
     """
-    if path.exists():
+    if hosts.agree("whether the reference is on disk", path.exists):
         return np.load(path)
     partial = path.with_suffix(".partial.npy")
     values = _reopen(partial, (len(corpus), plan.branches))
+    hosts.wait("the reference begins")
     used = {example for update in range(len(plan.updates)) for example in plan.examples(update)}
     kept = time.monotonic()
     try:
@@ -60,14 +64,16 @@ def column(
                 if np.isnan(values[example]).any():
                     values[example] = logprobs
             progress(int((~np.isnan(values[:, 0])).sum()), len(used))
-            if time.monotonic() - kept > _KEEP_EVERY:
+            if hosts.is_first and time.monotonic() - kept > _KEEP_EVERY:
                 _save(partial, values)
                 kept = time.monotonic()
     except BaseException:
-        _save(partial, values)
+        if hosts.is_first:
+            _save(partial, values)
         raise
-    _save(path, values)
-    partial.unlink(missing_ok=True)
+    if hosts.is_first:
+        _save(path, values)
+        partial.unlink(missing_ok=True)
     return values
 
 
@@ -75,7 +81,7 @@ def microbatches(plan: Plan, corpus: Examples, update: int, rows: int) -> list[B
     """The microbatches of one update that are not padding alone."""
     batch = split(packing.batch(plan, corpus, update), rows)
     parts = [Batch(*(column[index] for column in batch)) for index in range(len(batch.tokens))]
-    return [part for part in parts if part.segments.any()]
+    return [part for part in parts if (part.examples >= 0).any()]
 
 
 def _reopen(partial: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,276 @@
+"""Many processes as one run: they start together, decide as one, wait with a limit, and stop together.
+
+The first process decides and writes; the others ask it. So no two of them ever take different turns, whatever each
+sees of a shared disk. A process that is alone is its own first, and none of this costs it anything.
+"""
+
+import ctypes
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NoReturn
+
+from bactrian import cluster, errors
+from bactrian.cluster import Place
+from bactrian.errors import BactrianError, HostLost, Preempted
+
+_SILENCE = 60.0  # seconds after which a host that says nothing counts as lost: $BACTRIAN_HOST_TIMEOUT
+_PATIENCE = 1800.0  # seconds that hosts wait for one another: $BACTRIAN_BARRIER_TIMEOUT
+_PULSE = 0.05  # of the silence: how often a host says that it is there
+_START = 300  # seconds until all must have come
+_AGAIN = "start all of them again, and the run resumes"
+# How JAX, gloo and NCCL put it when another process is gone.
+_CUT_OFF = re.compile(r"gloo|nccl|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|coordination service", re.IGNORECASE)
+
+
+class Hosts:
+    """The processes of a run, seen from one of them."""
+
+    def __init__(self, count: int = 1, index: int = 0, client: Any = None):
+        self.count = count
+        self.index = index
+        self.names = {index: socket.gethostname()}
+        self._client = client
+        self._asked = 0
+        self.is_stopping = False  # the last answer of `should_stop`
+        self._in_order = False
+        self._patience = float(os.environ.get("BACTRIAN_BARRIER_TIMEOUT", _PATIENCE))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process decides and writes for all."""
+        return self.index == 0
+
+    def agree(self, what: str, value: Callable[[], Any]) -> Any:
+        """The first process's `value()`, on all of them; it is plain data, and nobody else's is computed.
+
+        All must ask for the same things in the same order. Raises `HostLost` where the first does not answer in time.
+        """
+        if self.count == 1:
+            return value()
+        self._asked += 1
+        key = f"bactrian/agreed/{self._asked}"
+        if self.is_first:
+            found = value()
+            self._client.key_value_set(key, json.dumps(found))
+            return found
+        try:
+            return json.loads(self._client.blocking_key_value_get(key, int(1000 * self._patience)))
+        except Exception as error:
+            self._late(what, [0], error)
+
+    def wait(self, what: str) -> None:
+        """Wait until all processes are here. Raises `HostLost`, naming those that did not come in time."""
+        if self.count == 1:
+            return
+        self._asked += 1
+        try:
+            self._client.wait_at_barrier(f"bactrian/wait/{self._asked}", int(1000 * self._patience))
+        except Exception as error:
+            # "Some timed out task names:", then each on a line of its own.
+            named = str(error).partition("timed out task names:")[2].partition("RPC:")[0]
+            self._late(what, [int(index) for index in re.findall(r"^\s*(\d+)\s*$", named, re.MULTILINE)], error)
+
+    def _late(self, what: str, missing: list[int], error: Exception) -> NoReturn:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise error
+        who = " and ".join(map(self.name, missing)) or "some host"
+        raise HostLost(
+            f"{who} did not come within {self._patience:.0f} seconds to where the others wait ({what}); look at what "
+            f"it says, then start all of them again"
+        ) from None
+
+    def name(self, index: int) -> str:
+        """A process as an error names it."""
+        if index not in self.names:
+            try:
+                self.names[index] = self._client.key_value_try_get(f"bactrian/name/{index}")
+            except Exception:
+                return f"host {index}"
+        return f"host {index} ({self.names[index]})"
+
+    def should_stop(self) -> bool:
+        """Whether some process was told to stop: on all of them the same answer, asked at the same point of the run.
+
+        Once it is yes it stays yes.
+        """
+        if self.count > 1 and not self.is_stopping:
+            from jax.experimental import multihost_utils
+
+            self._asked += 1
+            self.is_stopping = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self.is_stopping
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """While this lasts `should_stop` is asked often, and a process that is told to stop goes on until it is."""
+        self._in_order = True
+        try:
+            yield
+        finally:
+            self._in_order = False
+
+    def told(self, *_: object) -> None:
+        """This process, which is alone, was told to stop. Raises `Preempted` where nobody will ask."""
+        self.is_stopping = True
+        if not self._in_order:
+            raise Preempted("told to stop; the same command resumes it")
+
+
+ALONE = Hosts()
+
+
+@contextmanager
+def joined() -> Iterator[Hosts]:
+    """The processes that the environment speaks of, together; when the block ends well they part together.
+
+    To be entered before JAX has looked for its devices. Where one fails or falls silent this ends all of them, each
+    with a line that says which it was.
+    """
+    place = cluster.place_of(os.environ)
+    hosts = _connect(place) if place is not None or cluster.is_tpu_vm() else Hosts()
+    if hosts.count == 1:
+        before = signal.signal(signal.SIGTERM, hosts.told)
+        try:
+            yield hosts
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return
+    watch, stopped = _Watch(hosts), None
+    try:
+        try:
+            yield hosts
+        except Preempted as error:  # all of them at once
+            stopped = error
+        watch.part()
+    except BaseException as error:
+        watch.fail(error)
+    if stopped is not None:
+        raise stopped
+
+
+def _connect(place: Place | None) -> Hosts:
+    import jax
+    from jax._src import distributed
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # The watch is to be the first to see that a host is gone, since it can say which.
+    heartbeat = int(3 * _silence()) + 10
+    initialize = partial(jax.distributed.initialize, initialization_timeout=_START, heartbeat_timeout_seconds=heartbeat)
+    try:
+        if place is None:
+            initialize()
+        else:
+            initialize(place.coordinator, place.count, place.index, place.devices, "deactivate")
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        where = "" if place is None else f" {place.count} processes at {place.coordinator}"
+        raise HostLost(f"the hosts did not come together{where}: {said}; see that all are started") from error
+    client: Any = distributed.global_state.client
+    hosts = Hosts(jax.process_count(), jax.process_index(), client)
+    client.key_value_set(f"bactrian/name/{hosts.index}", hosts.names[hosts.index])
+    hosts.names[0] = client.blocking_key_value_get("bactrian/name/0", 1000 * _START)
+    return hosts
+
+
+class _Watch:
+    """A thread that tells the others that this process is there, and ends it when one of them is not, or has failed."""
+
+    def __init__(self, hosts: Hosts):
+        self._hosts = hosts
+        self._client = hosts._client
+        self._silence = _silence()
+        self._over = threading.Event()
+        self._heard: dict[str, tuple[str, int]] = {}  # of each its last beat, and the looks since
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+        # When the first process is gone JAX aborts this one; a handler of Python's own would come too late.
+        ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
+        self._thread.start()
+
+    def part(self) -> None:
+        """Wait for all the others, then leave."""
+        import jax
+
+        self._hosts.wait("the end")
+        self._over.set()
+        self._thread.join()
+        jax.distributed.shutdown()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End this process because of an error, and with it all the others."""
+        if not isinstance(error, BactrianError) and _CUT_OFF.search(str(error)):
+            time.sleep(2 * self._silence)  # by then the watch knows who is gone, and has ended this process
+        if isinstance(error, BactrianError):
+            text, code = errors.line(error), error.exit_code
+        elif isinstance(error, KeyboardInterrupt):
+            text, code = "interrupted; the same commands resume the run", 130
+        else:
+            traceback.print_exception(error)
+            text, code = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", 1
+        self._over.set()
+        with suppress(Exception):
+            self._announce(self._hosts.index, f"has ended: {text}", code)
+        self._end(text, code)
+
+    def _run(self) -> None:
+        beat = 0
+        while not self._over.wait(self._silence * _PULSE):
+            beat += 1
+            try:
+                self._client.key_value_set(f"bactrian/pulse/{self._hosts.index}", str(beat), allow_overwrite=True)
+                if self._hosts.is_first:
+                    self._listen()
+                found = self._client.key_value_dir_get("bactrian/stopped/")
+            except Exception:
+                if not self._over.is_set():
+                    self._end(f"failed: {self._gone()}", 1)
+                return
+            if found:
+                about = json.loads(found[0][1])
+                self._end(f"failed: {self._hosts.name(about['index'])} {about['text']}", about["code"])
+
+    def _listen(self) -> None:
+        """Note who has spoken since the last time. Counted in looks: the time that this process was held up is none."""
+        spoken = {key.rpartition("/")[2]: beat for key, beat in self._client.key_value_dir_get("bactrian/pulse/")}
+        for index in map(str, range(self._hosts.count)):
+            beat, looks = self._heard.get(index, ("", 0))
+            looks = looks + 1 if spoken.get(index, "") == beat else 0
+            self._heard[index] = spoken.get(index, ""), looks
+            if looks > 1 / _PULSE:
+                text = f"said nothing for {self._silence:.0f} seconds: it was killed, or its machine is gone; {_AGAIN}"
+                self._announce(int(index), text, HostLost.exit_code)
+
+    def _announce(self, index: int, text: str, code: int) -> None:
+        about = {"index": index, "text": text, "code": code}
+        self._client.key_value_set(f"bactrian/stopped/{index}", json.dumps(about), allow_overwrite=True)
+
+    def _gone(self) -> str:
+        if self._hosts.is_first:
+            return f"another host is gone; {_AGAIN}"
+        return f"{self._hosts.name(0)} is gone, or the network to it; {_AGAIN}"
+
+    def _aborted(self, _: int) -> None:
+        os.write(2, f"failed: {self._gone()}\n".encode())
+        os._exit(HostLost.exit_code)
+
+    def _end(self, text: str, code: int) -> NoReturn:
+        """Not by an exception: the main thread may be inside a collective that never ends."""
+        if self._hosts.is_first:
+            time.sleep(3 * _PULSE * self._silence)  # what the first knows is gone with it: the others hear it before
+        sys.stdout.flush()
+        os.write(2, f"{text}\n".encode())
+        os._exit(code)
+
+
+def _silence() -> float:
+    return float(os.environ.get("BACTRIAN_HOST_TIMEOUT", _SILENCE))
