@@ -79,12 +79,12 @@ def test_less_memory_learns_as_well(
     """Fifty updates on one batch, each of which moves a bfloat16 parameter by less than its spacing."""
     monkeypatch.setattr(moments, "_SMALLEST", 0)  # no leaf of so small a model is large
     steps = 50
-    batch = batch_of(conversations, 48, 4)
+    batch = trainer.split(batch_of(conversations, 48, 4), 4)
 
     def losses(kept_as: str, moments_as: Any) -> np.ndarray:
         settings = Optimizer(learning_rate=1e-3, warmup_ratio=0.1, moments=moments_as)
         chain = optimizer.chain(settings, steps)
-        step = jax.jit(trainer.make_step(sft.objective(config, llama.Compute()), chain, 4), donate_argnums=0)
+        step = jax.jit(trainer.make_step(sft.objective(config, llama.Compute()), chain), donate_argnums=0)
         state = trainer.start(jax.tree.map(lambda leaf: jnp.array(leaf, kept_as), parameters), chain)
         found = []
         for _ in range(steps):
