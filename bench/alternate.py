@@ -17,8 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,44 +78,43 @@ def parser(description: str | None, sides: Mapping[str, Side], turns: int = 3) -
     return made
 
 
-def run(arguments: argparse.Namespace, sides: Mapping[str, Side], report: Report) -> Runs:
+def run(arguments: argparse.Namespace, sides: Mapping[str, Side], report: Report) -> None:
     """Run each side in turn and publish what came out, or the one side that the arguments name."""
     if arguments.side:
         print(json.dumps(sides[arguments.side](arguments)))
-        return {}
-    with unfinished(arguments, report.name) as runs:
-        in_turn(list(sides), arguments.turns, lambda side, turn: child(own_command(arguments, side, turn)), runs)
-    publish(report, runs, arguments)
-    return runs
-
-
-@contextmanager
-def unfinished(arguments: argparse.Namespace, name: str) -> Iterator[Runs]:
-    """What was measured already, to be added to; kept if something fails, which ends the process."""
-    path = arguments.results / f"{name}.partial.json"
+        return
+    path = arguments.results / f"{report.name}.partial.json"
     key = {"machine": machine(), "arguments": _settings(arguments)}
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     runs: Runs = before["sides"] if {part: before.get(part) for part in key} == key else {}
+
+    def keep() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**key, "sides": runs}), encoding="utf-8")
+
     try:
-        yield runs
-    except BaseException as error:
-        if runs:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({**key, "sides": runs}), encoding="utf-8")
-        if isinstance(error, SideFailed):
-            sys.exit(str(error))
-        raise
+        in_turn(list(sides), arguments.turns, lambda side, turn: child(own_command(arguments, side, turn)), runs, keep)
+    except SideFailed as failed:
+        sys.exit(str(failed))
+    publish(report, runs, arguments)
     path.unlink(missing_ok=True)
 
 
-def in_turn(sides: Sequence[str], turns: int, measure: Callable[[str, int], Figures], runs: Runs) -> None:
-    """Measure every side and turn that `runs` lacks, A B A B …, and add it there, each said as soon as it is known."""
+def in_turn(
+    sides: Sequence[str],
+    turns: int,
+    measure: Callable[[str, int], Figures],
+    runs: Runs,
+    keep: Callable[[], object] = lambda: None,
+) -> None:
+    """Measure every side and turn that `runs` lacks, A B A B …; each is added there, kept, and said."""
     for side in sides:
         runs.setdefault(side, [])
     for turn in range(1, turns + 1):
         for side in sides:
             if len(runs[side]) < turn:
                 runs[side].append(measure(side, turn))
+                keep()
             said = "  ".join(f"{name} {_number(value)}" for name, value in runs[side][turn - 1].items())
             print(f"turn {turn}  {side:24}  {said}", flush=True)
 
