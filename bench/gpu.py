@@ -109,9 +109,9 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
         batch, objective = packing.batch(plan, given, 0), sft.objective(config, compute)
     state = trainer.start(parameters, chain)
     del parameters
-    batch = jax.device_put(batch)
+    batch = jax.device_put(trainer.split(batch, rows))
     start = time.perf_counter()
-    step = jax.jit(trainer.make_step(objective, chain, rows), donate_argnums=0).lower(state, batch).compile()
+    step = jax.jit(trainer.make_step(objective, chain), donate_argnums=0).lower(state, batch).compile()
     figures["compile_seconds"] = time.perf_counter() - start
     state, metrics = jax.block_until_ready(step(state, batch))
     figures["first_loss"] = float(metrics["loss"])

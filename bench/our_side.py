@@ -40,7 +40,7 @@ def train(share: Prepared, remat: llama.Remat) -> Trained:
     base = assistant.find(training_data.MODEL)
     settings = Model(source=training_data.MODEL, chat="model", compute_dtype="float32", remat=remat)
     computation, parameters = Computation.of(settings, base.config), base.parameters()
-    training, plan, rows = share.training, share.training.plan, share.settings.microbatch_rows
+    training, plan, rows = share.training, share.training.plan, share.microbatch_rows
     padding = packing.empty(plan.rows, plan.row_length, plan.segments, plan.branches)
     references, reference_seconds = None, 0.0
     if isinstance(share.settings, DPO):
@@ -51,11 +51,13 @@ def train(share: Prepared, remat: llama.Remat) -> Trained:
             reference_seconds = time.perf_counter() - start
 
     chain = optimizer.chain(share.settings.optimizer, share.steps + 1)
-    step = jax.jit(trainer.make_step(objective_of(share, computation), chain, rows), donate_argnums=0)
-    state, _ = jax.block_until_ready(step(trainer.start(parameters, chain), padding))
+    state = computation.start(parameters, chain)
+    step = computation.step(objective_of(share.settings, computation), chain, state)
+    state, _ = jax.block_until_ready(step(state, trainer.split(padding, rows)))
 
     def batch_at(number: int):
-        return packing.batch(plan, training.corpus, number - 1, references)  # update 0 was the padding's
+        # Update 0 was the padding's.
+        return trainer.split(packing.batch(plan, training.corpus, number - 1, references), rows)
 
     start = time.perf_counter()
     updates = [update for update, _ in trainer.train(step, state, batch_at, share.steps + 1, lambda _: False)]
