@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ class Computation:
         config: llama.Config,
         mesh: Mesh | None = None,
         hosts: Hosts = ALONE,
-        device: jax.Device | None = None,
+        device: Any = None,
     ) -> "Computation":
         """What a recipe asks for, over a mesh or on one device; which one it is decides how attention is computed."""
         suited = attention.suited(device or (jax.devices() if mesh is None else mesh.devices.flat)[0])

@@ -36,7 +36,7 @@ def planned(total: float, *changes: str, sent: tuple[Collective, ...] = (), held
     buffers = tuple(
         Buffer(size * GIB, 1, "f32[8]", f"name{size}", "model/llama.py:1 f", False) for size in (9, 7, 5, 3)
     )
-    step = Measured(total * GIB, {"parameters": int(held * GIB)}, buffers, sent, "blocked", True, 12.0)
+    step = Measured(total * GIB, {"parameters": int(held * GIB)}, buffers, sent, "blocked", 12.0)
     sizes = {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
     return Planned(recipe, targets.find("8xh100"), sizes, work, {"train": step})
 

@@ -9,7 +9,7 @@ import tiny
 from bactrian import recipe as recipes
 from bactrian.errors import DataError
 from bactrian.plan import workload
-from bactrian.prepare import ALONE, Parts
+from bactrian.prepare import ALONE
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tulu2"
 
@@ -50,19 +50,19 @@ def test_with_the_data_the_plan_is_that_of_the_run(tiny_recipe: Path, in_tiny_ca
     from bactrian import pipeline
 
     recipe = recipes.load(tiny_recipe)
-    found = workload.of(recipe, "dpo", *ALONE)
+    found = workload.of(recipe, "dpo", *ALONE[:2])
     _, prepared = pipeline.prepare_stage(recipe, "dpo")
     assert found.plan == prepared.training.plan
     assert not found.drawn
     tokens = [prepared.training.count(update)["tokens"] for update in range(found.updates)]
     assert found.places == pytest.approx(np.mean(tokens))
-    shared = workload.of(recipe, "dpo", *Parts(rows=8, places=2))
+    shared = workload.of(recipe, "dpo", 8, 2)
     assert shared.microbatch_rows == 8
 
 
 def test_what_is_stated_is_held_against_the_data(tiny_recipe: Path, in_tiny_cache: None):
     with pytest.raises(DataError, match="24 rows were read, and the recipe says 25"):
-        workload.of(recipes.load(tiny_recipe, ["sft.data.0.rows=25"]), "sft", *ALONE)
+        workload.of(recipes.load(tiny_recipe, ["sft.data.0.rows=25"]), "sft", *ALONE[:2])
     done = tiny.call(
         "sft", tiny_recipe, f"model.config={RECIPES / 'llama-2-7b.json'}", "--run-dir", tiny_recipe.parent / "refused"
     )

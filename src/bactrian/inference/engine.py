@@ -86,9 +86,9 @@ class Generated:
 class Rows(NamedTuple):
     """What a slot knows beside its cache: the token it reads next, how many it has read, and its random key."""
 
-    tokens_B: jax.Array
-    lengths_B: jax.Array
-    keys_B: jax.Array
+    tokens_B: Any  # int32
+    lengths_B: Any  # int32
+    keys_B: Any  # uint32 [B, 2]
 
 
 class _Request(NamedTuple):
