@@ -7,7 +7,8 @@
 Ours needs jax, numpy and optax alone. Every setting runs in a process of its own, so one that does not fit ends nothing
 but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's. Rows are packed with
 examples whose lengths spread as real ones do (conversations as Tulu 2's, pairs as UltraFeedback's). Matrix products are
-bfloat16, parameters and moments `--parameters`. There is no low-rank adaptation in this project yet, and none here.
+bfloat16; parameters and moments are kept as `--parameters` and `--moments` say. Of low-rank adaptation, which this
+project does not have, there is nothing.
 
 mfu: against the rate of a bfloat16 product in the same process; mfu_6nd counts 6 · parameters · tokens and no more.
 """
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import alternate
@@ -30,7 +32,7 @@ from alternate import Figures, Ratio, Report, Runs, SideFailed
 from bactrian.data import packing
 from bactrian.data.packing import Plan
 from bactrian.data.records import Batch, Example
-from bactrian.model import llama
+from bactrian.model import attention, llama
 
 SHAPES = {
     # Llama-3.2-1B, Llama-2-7B and Llama-3.1-8B
@@ -88,17 +90,19 @@ def packed(given: Sequence[Example], length: int, rows_multiple: int) -> Plan:
 def bactrian(arguments: argparse.Namespace) -> Figures:
     """Ours, at the first shape, stage, length, rows and remat of the arguments."""
     import jax
-    import optax
 
-    from bactrian.train import preference, scores, sft, trainer
+    from bactrian.train import optimizer, preference, scores, sft, trainer
 
     stage, rows = arguments.stages[0], arguments.rows[0]
     config, length = _size(arguments)
     given = examples(stage, length, config.vocab_size, int(0.95 * ROWS * length))
     plan = packed(given, length, rows)
-    compute = llama.Compute("bfloat16", arguments.remat[0])
-    # One learning rate, so small that random weights stay what they are.
-    chain = optax.adamw(1e-8, b2=0.999, weight_decay=0.0, mu_dtype=arguments.parameters)
+    compute = llama.Compute("bfloat16", arguments.remat[0], attention.suited(jax.devices()[0]))
+    # What a recipe says of it, without the recipe; so small a rate that random weights stay what they are.
+    settings: Any = SimpleNamespace(learning_rate=1e-8, schedule="constant", warmup_steps=0, warmup_ratio=0.0)
+    vars(settings).update(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, clip_norm=1.0)
+    settings.moments = arguments.moments
+    chain = optimizer.chain(settings, TIMED + 1)
     parameters = jax.jit(lambda key: llama.init(config, key, arguments.parameters))(jax.random.key(0))
     figures: Figures = {}
     if stage == "dpo":
@@ -225,7 +229,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=numbers, default=[2048, 4096, 8192])
     parser.add_argument("--rows", type=numbers, default=[1, 2], help="rows at once; of TRL's DPO, pairs")
     parser.add_argument("--remat", type=words, default=["full", "dots"], help="TRL's checkpointing is on but for none")
-    parser.add_argument("--parameters", choices=("float32", "bfloat16"), default="float32", help="and moments")
+    parser.add_argument("--parameters", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--moments", choices=("float32", "int8"), default="float32", help="ours")
     parser.add_argument("--peer", action="store_true", help="TRL too")
     parser.add_argument("--toy", action="store_true", help="narrow and short, to see that everything runs")
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def arguments(**changes) -> argparse.Namespace:
     plain = {"shapes": ["1B"], "stages": ["sft"], "lengths": [4096], "rows": [2], "remat": ["full"], "toy": True}
-    return argparse.Namespace(**{**plain, "parameters": "float32", **changes})
+    return argparse.Namespace(**{**plain, "parameters": "float32", "moments": "float32", **changes})
 
 
 def needed(*packages: str) -> set[str]:
@@ -93,7 +93,7 @@ def test_it_runs_where_jax_is_and_little_else():
     absent = set(metadata.packages_distributions()) - needed("jax", "numpy", "optax") - {"bactrian"}
     assert absent > {"pydantic", "pyarrow", "tokenizers", "safetensors", "orbax", "torch", "matplotlib"}
     script = [str(BENCH / "gpu.py"), "--side", "bactrian", "--toy", "--shapes", "7B", "--stages", "dpo"]
-    more = ["--lengths", "2048", "--rows", "1", "--remat", "dots", "--parameters", "bfloat16"]
+    more = ["--lengths", "2048", "--rows", "1", "--remat", "dots", "--parameters", "bfloat16", "--moments", "int8"]
     command = [sys.executable, "-c", ALONE, ",".join(sorted(absent)), *script, *more]
     quick = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=quick)

@@ -1,17 +1,20 @@
 """The learning-rate schedule and the optimizer of a recipe, as an optax chain."""
 
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bactrian.recipe import Optimizer
 from bactrian.train import moments
 
+if TYPE_CHECKING:  # what needs no recipe needs no pydantic
+    from bactrian.recipe import Optimizer
 
-def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
+
+def schedule(settings: "Optimizer", steps: int) -> optax.Schedule:
     """Learning rate by update, counted from 0: linear warmup from 0, then linear or cosine to 0 over the rest.
 
     Warmup takes ceil(warmup_ratio · steps) updates: 0.03 of the 5,096 of Tulu 2's SFT are 153.
@@ -29,12 +32,12 @@ def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def learning_rates(settings: Optimizer, steps: int) -> list[float]:
+def learning_rates(settings: "Optimizer", steps: int) -> list[float]:
     """The learning rate of every update: made at once, since one by one each would wait for the device."""
     return np.asarray(jax.vmap(schedule(settings, steps))(np.arange(steps))).tolist()
 
 
-def chain(settings: Optimizer, steps: int) -> optax.GradientTransformation:
+def chain(settings: "Optimizer", steps: int) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW. Moments are float32 or 8 bits, whatever the parameters are."""
     adam = _in_float32(optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon))
     adamw = optax.chain(
