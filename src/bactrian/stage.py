@@ -237,7 +237,9 @@ class Training:
         given = (self.computation.score, parameters, training.plan, training.corpus, rows)
         gates.check_learnt(training.learned, training.plan.examples(0))
         first = gates.first_logprobs(*given)
-        gates.check_packing(first, *given, self.computation.compute.dtype)
+        mesh = self.computation.compute.mesh
+        places_multiple = 1 if mesh is None else meshes.parts(dict(mesh.shape))[1]
+        gates.check_packing(first, *given, self.computation.compute.dtype, places_multiple)
         if self.references is not None:
             gates.check_reference(first, self.references)
 

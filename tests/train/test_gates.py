@@ -45,6 +45,20 @@ def test_a_sound_run_passes(plan: Plan, pairs: list[Example], score: scores.Scor
     gates.check_first_loss(math.log(2), "float32")
 
 
+def test_a_row_alone_divides_over_the_devices_that_share_it(
+    plan: Plan, pairs: list[Example], score: scores.Score, parameters
+):
+    lengths = []
+
+    def noting(parameters, batch):
+        lengths.append(batch.tokens.shape[1])
+        return score(parameters, batch)
+
+    given = (parameters, plan, pairs, ROWS, "float32")
+    gates.check_packing(first(plan, pairs, score, parameters), noting, *given, places_multiple=3)
+    assert lengths and all(length % 3 == 0 and length < plan.row_length for length in lengths)
+
+
 def test_an_example_that_teaches_nothing_is_refused():
     gates.check_learnt(np.array([3, 0, 5]), [0, 2])
     with pytest.raises(GateFailed, match="example 1 has no token to learn"):

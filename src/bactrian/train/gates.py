@@ -46,16 +46,19 @@ def check_packing(
     corpus: Examples,
     rows: int,
     dtype: str,
+    places_multiple: int = 1,
 ) -> None:
     """In a packed row an example has the log-probability that it has alone in a row.
 
-    Looked at are some that others stand before, the shortest: alone their rows are short, and cost little.
+    Looked at are some that others stand before, the shortest: alone their rows are short, and cost little. The places
+    of a row are a multiple of `places_multiple`, as the devices ask for that share them.
     """
     laid = {example: packing.lay_out(corpus[example]) for example in first}
     leading = {row[0] for row in plan.updates[0][:rows]}
     sampled = sorted(laid, key=lambda example: (example in leading, len(laid[example].tokens)))[:_SAMPLED_EXAMPLES]
     longest = max(len(laid[example].tokens) for example in sampled)
-    length = min(plan.row_length, 1 << (longest - 1).bit_length())  # of few lengths, so that few programs are compiled
+    length = 1 << (longest - 1).bit_length()  # of few lengths, so that few programs are compiled
+    length = min(plan.row_length, -(-length // places_multiple) * places_multiple)
     single = packing.empty(-(-len(sampled) // rows) * rows, length, 1, plan.branches)
     for row, example in enumerate(sampled):
         packing.fill(single, row, [(example, corpus[example])])
