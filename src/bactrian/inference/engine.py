@@ -244,8 +244,10 @@ class Engine:
         # Rows that are left over are read as the first is, and moved nowhere.
         padded = requests + [requests[0]] * (size - len(requests))
         slots = np.array([*arrivals, *[len(rows.tokens_B)] * (size - len(requests))], np.int32)
-        own = _empty_cache(self.config, size, cache.values[0].shape[2], self.dtype, self._mesh)
-        own = self._fill([request.prompt[:-1] for request in padded], own, before)
+        prompts = [request.prompt[:-1] for request in padded]
+        # No longer than what is read, so that its programs do not depend on the size of the batch's cache.
+        own = _empty_cache(self.config, size, sum(map(len, _parts(prompts[0]))), self.dtype, self._mesh)
+        own = self._fill(prompts, own, before)
         tokens = np.array([request.prompt[-1] for request in padded], np.int32)
         lengths = np.array([len(request.prompt) - 1 for request in padded], np.int32)
         indices = np.array([request.index for request in padded], np.uint32)
@@ -277,7 +279,17 @@ def _read(
 
 @partial(jax.jit, donate_argnames="cache")
 def _move(cache: Cache, rows: Rows, slots: Any, own: Cache, arrived: Rows) -> tuple[Cache, Rows]:
-    return jax.tree.map(lambda all, some: all.at[slots].set(some, mode="drop"), (cache, rows), (own, arrived))
+    """The batch with the arrived rows in their slots; what a slot held behind their places is overwritten in time."""
+    places = own.values[0].shape[2]
+    cache = Cache(
+        tuple(
+            all.at[slots, :, :, :places].set(some, mode="drop") for all, some in zip(cache.keys, own.keys, strict=True)
+        ),
+        tuple(
+            all.at[slots, :, :places].set(some, mode="drop") for all, some in zip(cache.values, own.values, strict=True)
+        ),
+    )
+    return cache, jax.tree.map(lambda all, some: all.at[slots].set(some, mode="drop"), rows, arrived)
 
 
 @jax.jit
