@@ -92,11 +92,20 @@ class Rows(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """`prompt` is without what it shares with the others of its group."""
+    """A prompt of `length` tokens, without what it shares with the others of its group.
+
+    parts: all but its last token, as prefill takes them. places: that its cache needs.
+    """
 
     index: int
-    prompt: np.ndarray
+    parts: list[np.ndarray]
+    last: int
+    length: int
     places: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(map(len, self.parts))
 
 
 @dataclass
@@ -107,7 +116,7 @@ class _Answering:
 
 
 class Engine:
-    """A model ready to generate: its layers unstacked and cast once.
+    """A model ready to generate: laid out for decoding once.
 
     Parameters that lie over a mesh stay where they are, and what a step computes goes to them.
     """
@@ -172,15 +181,16 @@ class Engine:
         return tokens
 
     def _read_shared(self, tokens: np.ndarray) -> Shared:
-        parts = _parts(tokens)
-        cache = _empty_cache(self.config, 1, sum(map(len, parts)), self.dtype, self._mesh)
-        cache = self._fill([tokens], cache, None)
-        return _share(cache, np.int32(len(tokens)))
+        return _share(self._filled([_parts(tokens)], None), np.int32(len(tokens)))
 
-    def _fill(self, prompts: list[np.ndarray], cache: Cache, before: Shared | None) -> Cache:
-        """The cache with a prompt in each of its rows; all have parts of the same lengths."""
+    def _filled(self, prompts: list[list[np.ndarray]], before: Shared | None) -> Cache:
+        """A cache with the parts of a prompt in each of its rows; all have parts of the same sizes.
+
+        It is no longer than they are, so that its programs do not depend on the size of the batch's cache.
+        """
+        cache = _empty_cache(self.config, len(prompts), sum(map(len, prompts[0])), self.dtype, self._mesh)
         start = 0
-        for parts in zip(*map(_parts, prompts), strict=True):
+        for parts in zip(*prompts, strict=True):
             cache = _read(self._parameters, self.config, np.stack(parts), cache, start, before)
             start += len(parts[0])
         return cache
@@ -244,12 +254,9 @@ class Engine:
         # Rows that are left over are read as the first is, and moved nowhere.
         padded = requests + [requests[0]] * (size - len(requests))
         slots = np.array([*arrivals, *[len(rows.tokens_B)] * (size - len(requests))], np.int32)
-        prompts = [request.prompt[:-1] for request in padded]
-        # No longer than what is read, so that its programs do not depend on the size of the batch's cache.
-        own = _empty_cache(self.config, size, sum(map(len, _parts(prompts[0]))), self.dtype, self._mesh)
-        own = self._fill(prompts, own, before)
-        tokens = np.array([request.prompt[-1] for request in padded], np.int32)
-        lengths = np.array([len(request.prompt) - 1 for request in padded], np.int32)
+        own = self._filled([request.parts for request in padded], before)
+        tokens = np.array([request.last for request in padded], np.int32)
+        lengths = np.array([request.length - 1 for request in padded], np.int32)
         indices = np.array([request.index for request in padded], np.uint32)
         return _move(cache, rows, slots, own, Rows(tokens, lengths, _keys(np.uint32(settings.seed), indices)))
 
@@ -280,16 +287,11 @@ def _read(
 @partial(jax.jit, donate_argnames="cache")
 def _move(cache: Cache, rows: Rows, slots: Any, own: Cache, arrived: Rows) -> tuple[Cache, Rows]:
     """The batch with the arrived rows in their slots; what a slot held behind their places is overwritten in time."""
-    places = own.values[0].shape[2]
-    cache = Cache(
-        tuple(
-            all.at[slots, :, :, :places].set(some, mode="drop") for all, some in zip(cache.keys, own.keys, strict=True)
-        ),
-        tuple(
-            all.at[slots, :, :places].set(some, mode="drop") for all, some in zip(cache.values, own.values, strict=True)
-        ),
-    )
-    return cache, jax.tree.map(lambda all, some: all.at[slots].set(some, mode="drop"), rows, arrived)
+
+    def moved(all: jax.Array, some: jax.Array) -> jax.Array:
+        return all.at[(slots, *map(slice, some.shape[1:]))].set(some, mode="drop")
+
+    return jax.tree.map(moved, (cache, rows), (own, arrived))
 
 
 @jax.jit
@@ -332,15 +334,16 @@ def _until_end(drawn: np.ndarray, left: int, stop_ids: tuple[int, ...]) -> tuple
 
 
 def _request(index: int, prompt: np.ndarray, settings: Settings) -> _Request:
-    padded_end = sum(len(part) for part in _parts(prompt[:-1]))
-    return _Request(index, prompt, max(padded_end, len(prompt) + settings.max_tokens))
+    parts = _parts(prompt[:-1])
+    places = max(sum(map(len, parts)), len(prompt) + settings.max_tokens)
+    return _Request(index, parts, int(prompt[-1]), len(prompt), places)
 
 
 def _read_together(arrivals: dict[int, _Request]) -> Iterator[dict[int, _Request]]:
     """The requests of some slots, by the prefill calls that read them: alone, or many of one size abreast."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for slot, request in arrivals.items():
-        alike.setdefault(tuple(map(len, _parts(request.prompt[:-1]))), []).append(slot)
+        alike.setdefault(request.sizes, []).append(slot)
     for slots in alike.values():
         size = _abreast(arrivals[slots[0]])
         while slots:
@@ -353,7 +356,7 @@ def _read_together(arrivals: dict[int, _Request]) -> Iterator[dict[int, _Request
 
 def _abreast(request: _Request) -> int:
     """How many requests of this size one prefill call reads."""
-    return max(1, _READ_AT_ONCE // max(map(len, _parts(request.prompt[:-1])), default=_READ_AT_ONCE))
+    return max(1, _READ_AT_ONCE // max(request.sizes, default=_READ_AT_ONCE))
 
 
 def _parts(tokens: np.ndarray) -> list[np.ndarray]:
