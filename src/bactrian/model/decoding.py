@@ -130,9 +130,7 @@ def _layer(layer: Parameters, config: Config, hidden_DN: jax.Array, shape_BT, an
 
 
 def _rms_norm(x_DN: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
-    wide = x_DN.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=0, keepdims=True) + epsilon)
-    return normed.astype(x_DN.dtype) * scale_D[:, None]
+    return llama.rms_norm(x_DN, scale_D[:, None], epsilon, axis=0)
 
 
 def _write(cache: jax.Array, new: jax.Array, lengths_B: jax.Array, axis: int) -> jax.Array:

@@ -278,10 +278,10 @@ def _project(x_BTD: jax.Array, weight_DF: jax.Array, bias_F: jax.Array | None = 
     return projected.reshape(*x_BTD.shape[:-1], -1)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Root mean square normalization over the last axis (Zhang and Sennrich 2019), in float32."""
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:
+    """Root mean square normalization over an axis (Zhang and Sennrich 2019), in float32."""
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axis, keepdims=True) + epsilon)
     return normed.astype(x.dtype) * scale
 
 

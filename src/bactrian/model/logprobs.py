@@ -248,7 +248,7 @@ def _chosen(logits_BCV: jax.Array, targets_BC: jax.Array, split: Split | None) -
     if split is None:
         chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
         return chosen_BC, jax.nn.logsumexp(logits_BCV, axis=-1)
-    own_BC, is_own_BC = _own(targets_BC, logits_BCV.shape[2], split.axis)
+    own_BC, is_own_BC = shards.own_tokens(targets_BC, logits_BCV.shape[2], split.axis)
     chosen_BC = jnp.take_along_axis(logits_BCV, own_BC[:, :, None], axis=2)[:, :, 0]
     highest_BC = jax.lax.pmax(jnp.max(logits_BCV, axis=-1), split.axis)
     totals_BC = jnp.sum(jnp.exp(logits_BCV - highest_BC[:, :, None]), axis=-1)
@@ -263,16 +263,9 @@ def _slopes(
     rows, places = jnp.indices(targets_BC.shape, sparse=True)
     slopes_BCV = -scales_BC[:, :, None] * jnp.exp(logits_BCV - normalizer_BC[:, :, None])
     if split is not None:
-        targets_BC, is_own_BC = _own(targets_BC, logits_BCV.shape[2], split.axis)
+        targets_BC, is_own_BC = shards.own_tokens(targets_BC, logits_BCV.shape[2], split.axis)
         scales_BC = jnp.where(is_own_BC, scales_BC, 0.0)
     return slopes_BCV.at[rows, places, targets_BC].add(scales_BC)
-
-
-def _own(targets_BC: jax.Array, tokens: int, axis: str) -> tuple[jax.Array, jax.Array]:
-    """Targets as places in a device's part of the vocabulary, so many tokens, and whether they are in it."""
-    own_BC = targets_BC - jax.lax.axis_index(axis) * tokens
-    is_own_BC = (own_BC >= 0) & (own_BC < tokens)
-    return jnp.where(is_own_BC, own_BC, 0), is_own_BC
 
 
 def _summed(cotangent: jax.Array, split: Split | None) -> jax.Array:

@@ -163,9 +163,8 @@ class Share:
         """The rows of the embedding, fetched, that belong to tokens; for `sum_after`."""
         if not self._splits("tensor"):
             return embedding_VD[tokens_BT]
-        own_BT = tokens_BT - jax.lax.axis_index("tensor") * embedding_VD.shape[0]
-        is_own_BT = (own_BT >= 0) & (own_BT < embedding_VD.shape[0])
-        return jnp.where(is_own_BT[:, :, None], embedding_VD[jnp.where(is_own_BT, own_BT, 0)], 0)
+        own_BT, is_own_BT = own_tokens(tokens_BT, embedding_VD.shape[0], "tensor")
+        return jnp.where(is_own_BT[:, :, None], embedding_VD[own_BT], 0)
 
     def sum_over_rows(self, value: jax.Array) -> jax.Array:
         """The sum over all rows and places of what is a device's own, and the same on those that share its rows."""
@@ -191,6 +190,13 @@ class Share:
 
 
 ALONE = Share(None, {})
+
+
+def own_tokens(tokens_BT: jax.Array, count: int, axis: str) -> tuple[jax.Array, jax.Array]:
+    """Tokens as places in a device's part of the vocabulary, of `count`, 0 for others; and which are its own."""
+    own_BT = tokens_BT - jax.lax.axis_index(axis) * count
+    is_own_BT = (own_BT >= 0) & (own_BT < count)
+    return jnp.where(is_own_BT, own_BT, 0), is_own_BT
 
 
 def is_axes(node: Any) -> bool:
