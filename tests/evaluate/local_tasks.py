@@ -44,8 +44,9 @@ def gsm8k(folder: Path, data: Path, count: int, **changes: Any) -> str:
 
 
 def gsm8k_cot(folder: Path, data: Path, count: int) -> str:
+    """With the eight worked examples that the task brings."""
     rows = [json.loads(line) for line in (data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    return write(folder, "local_gsm8k_cot", bundled("gsm8k", "gsm8k-cot.yaml"), rows[:count])
+    return write(folder, "local_gsm8k_cot", bundled("gsm8k", "gsm8k-cot.yaml"), rows[:count], fewshot_split=None)
 
 
 def mmlu(folder: Path, data: Path, count: int, **changes: Any) -> str:
@@ -73,5 +74,6 @@ def truthfulqa(folder: Path, data: Path, count: int) -> str:
 
 
 def bbh(folder: Path, data: Path, count: int) -> str:
+    """With the three worked examples that the task brings."""
     rows = json.loads((data / "bbh" / "bbh__snarks.json").read_text(encoding="utf-8"))["examples"][:count]
-    return write(folder, "local_bbh", bundled("bbh", "cot_fewshot", "snarks.yaml"), rows)
+    return write(folder, "local_bbh", bundled("bbh", "cot_fewshot", "snarks.yaml"), rows, fewshot_split=None)
