@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bactrian.data.records import Message
-from bactrian.errors import RunError
+from bactrian.errors import DataError, RunError
 from bactrian.evaluate import kept
 from bactrian.evaluate.kept import Kept
 from bactrian.evaluate.protocol import Prompt, Score, Settings
@@ -96,5 +96,5 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"question": "what is this?"}\n')
-    with pytest.raises(RunError, match="not a file of responses"):
+    with pytest.raises(DataError, match=r"r.jsonl:1: not a line of responses"):
         Kept(Counting(), tmp_path / "r.jsonl")

@@ -1,14 +1,10 @@
 """Requests to a judge and what became of them: a file that is only added to, so that nothing is asked twice.
 
 calls.jsonl holds a line for every request that left: its content, the key of that content, and the reply or the error.
-A line is on disk before its reply is used. A half-written last line, which a kill leaves, is cut off when the file is
-opened.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -16,8 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bactrian.data.records import Message, Messages
-from bactrian.errors import DataError, RunError
-from bactrian.run import writing
+from bactrian.evaluate.journal import Journal, Row
 
 _TOKENS_AROUND_A_MESSAGE = 8  # role and delimiters, more than any chat format known to us takes
 
@@ -96,22 +91,10 @@ class Store:
         self.sent = 0  # requests that ever left
         self.cost_tokens = [0, 0]  # tokens in and out that they were billed for, as far as replies say
         self._replies: dict[str, list[tuple[Reply, bool]]] = {}
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise RunError(f"{path}: another process is asking for this folder; wait for it or stop it") from None
-        self._read()
+        self._journal = Journal(path, "calls", self._take)
 
     def close(self) -> None:
-        self._file.close()
-
-    def __del__(self):
-        if hasattr(self, "_file"):
-            self._file.close()
+        self._journal.close()
 
     def find(self, key: str, reasks: int) -> Reply | None:
         """The reply to keep: a usable one, or the last where it was asked for often enough."""
@@ -133,27 +116,9 @@ class Store:
             row |= {"reply": asdict(outcome), "usable": is_usable}
         else:
             row["error"] = outcome.reason
-        # JSON's escapes keep lone surrogates, which UTF-8 cannot.
-        line = json.dumps(row).encode() + b"\n"
-        with writing(self.path):
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._take(row)
+        self._journal.add(row)
 
-    def _read(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            self._file.truncate(len(whole))
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.path}:{number}: not a line of calls ({error}); remove it") from None
-
-    def _take(self, row: dict[str, Any]) -> None:
+    def _take(self, row: Row) -> None:
         self.sent += 1
         if "reply" in row:
             reply = _reply(row["reply"])

@@ -1,13 +1,10 @@
 """A responder whose work is on disk as soon as it is done, so that a job that was killed goes on where it was.
 
-Requests are worked off in pieces of fixed size; a piece is a line of responses.jsonl, keyed by all that is in it. A
-half-written last line, which a kill leaves, is cut off when the file is opened.
+Requests are worked off in pieces of fixed size; a piece is a line of responses.jsonl, keyed by all that is in it.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +12,8 @@ from typing import Any
 
 from bactrian import progress
 from bactrian.data.records import Message
-from bactrian.errors import RunError
+from bactrian.evaluate.journal import Journal, Row
 from bactrian.evaluate.protocol import Prompt, Responder, Score, Settings
-from bactrian.run import writing
 
 _SCORED_AT_ONCE = 1024
 _ANSWERED_AT_ONCE = 128
@@ -29,19 +25,12 @@ class Kept:
 
     def __init__(self, responder: Responder, path: Path):
         self._responder = responder
-        self._path = path
+        self._known: dict[str, list[Any]] = {}
+        self._journal = Journal(path, "responses", self._take)
         self.name = "answers"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{path.parent}: another process is working there; wait for it or stop it") from None
-        self._known = self._read()
 
     def close(self) -> None:
-        self._file.close()
+        self._journal.close()
 
     def generate(self, prompts: Sequence[Prompt], settings: Settings) -> list[str]:
         """See `protocol.Generator`; where tokens are drawn, each piece draws with a seed of its own."""
@@ -70,34 +59,13 @@ class Kept:
                 piece = requests[start : start + size]
                 key = _key(kind, piece, settings, number)
                 if key not in self._known:
-                    self._keep(key, answer(piece, number))
+                    self._journal.add({"key": key, "answers": answer(piece, number)})
                 found += self._known[key]
                 bar.to(len(found), len(requests))
         return found
 
-    def _keep(self, key: str, answers: list[Any]) -> None:
-        line = json.dumps({"key": key, "answers": answers}, ensure_ascii=False) + "\n"
-        with writing(self._path):
-            self._file.write(line.encode("utf-8", "surrogatepass"))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._known[key] = answers
-
-    def _read(self) -> dict[str, list[Any]]:
-        self._file.seek(0)
-        known, whole = {}, 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line.decode("utf-8", "surrogatepass"))
-                known[row["key"]] = row["answers"]
-            except (ValueError, KeyError, TypeError):
-                raise RunError(f"{self._path}: not a file of responses; choose another folder with --out") from None
-            whole += len(line)
-        with writing(self._path):
-            self._file.truncate(whole)
-        return known
+    def _take(self, row: Row) -> None:
+        self._known[row["key"]] = row["answers"]
 
 
 def _key(kind: str, piece: Sequence[Any], settings: dict[str, Any], number: int) -> str:
