@@ -79,6 +79,7 @@ def refusal(file: Path, *overrides: str) -> str:
         # Contradictions
         ("sft.optimizer={learning_rate=1, warmup_ratio=0.1, warmup_steps=5}", "sft.optimizer: give warmup_ratio or"),
         ("dpo.keep_best=true", "dpo: keep_best and patience need heldout data and evaluate_every"),
+        ("sft.mean_over=3", "sft: mean_over is 3, which does not divide batch_size 2"),
         ("evaluation.rules.0.column=words", "evaluation.rules.0: give any_of or column"),
         # Overrides that lead nowhere
         ("dpo.beta", "dpo.beta: an override is key=value"),

@@ -12,7 +12,7 @@ from bactrian.data.chat import Chat
 from bactrian.data.corpus import Corpus
 from bactrian.data.packing import Plan
 from bactrian.errors import DataError, RecipeError
-from bactrian.recipe import Layout, Stage, StageName
+from bactrian.recipe import SFT, Layout, Stage, StageName
 
 _HELDOUT_UPDATE = 64  # held-out examples packed together
 _FORMATS: dict[StageName, tuple[Layout, ...]] = {"sft": ("messages", "alpaca"), "dpo": ("preference", "hh")}
@@ -125,6 +125,8 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
     places = corpus.places()
     rows = -(-settings.microbatch_rows // parts.rows) * parts.rows
     plan = packing.plan(places, order, settings.row_length, rows, corpus.branches, places_multiple=parts.places)
+    if isinstance(settings, SFT) and settings.mean_over is not None:
+        plan = packing.mean_of_means(plan, order, corpus.learned(), settings.mean_over)
     training = Examples.of(corpus, parts.owning(plan, rows), places)
     if not settings.heldout:
         return Prepared(name, settings, training, None, rows)

@@ -130,6 +130,18 @@ class Stage(Section):
 class SFT(Stage):
     """Supervised fine-tuning: the mean negative log-likelihood of the learnt tokens of a batch."""
 
+    mean_over: int | None = Field(
+        default=None,
+        ge=1,
+        description="conversations whose learnt tokens make one mean, the loss being the mean of these; all of a batch",
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.mean_over is not None and self.batch_size % self.mean_over:
+            raise ValueError(f"mean_over is {self.mean_over}, which does not divide batch_size {self.batch_size}")
+        return self
+
 
 class DPO(Stage):
     """Direct preference optimization (Rafailov et al. 2023, equation 7)."""

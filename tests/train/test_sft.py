@@ -104,6 +104,24 @@ def test_a_long_conversation_weighs_by_its_tokens(conversations: list[Example], 
     assert abs(np.mean(means) - expected[0]) > 10 * TOLERANCE * expected[0]
 
 
+def test_the_mean_is_one_of_means_where_a_recipe_asks_for_it(conversations: list[Example], twin, gradients):
+    """Each group of an update, as it was drawn, is a microbatch of a trainer that takes the mean of their means."""
+    model, config, parameters = twin(50, 1, tied=True)
+    drawn = np.random.default_rng(0).permutation(len(conversations) // 2 * 2)
+    each = [theirs(model, [conversations[i] for i in group], gradients) for group in drawn.reshape(2, -1)]
+    losses, slopes = zip(*each, strict=True)
+    expected = (np.mean(losses).item(), jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *slopes))
+    learned = np.array([packing.lay_out(example).learn.sum() for example in conversations])
+    lengths = np.array([len(example.tokens) - 1 for example in conversations])
+    plan = packing.plan(lengths, [drawn], 64, 1, branches=1)
+    scaled = packing.mean_of_means(plan, [drawn], learned, len(drawn) // 2)
+    batch = packing.batch(scaled, conversations, 0)
+    assert batch.weights.sum() == pytest.approx(learned[drawn].sum(), rel=1e-6)
+    assert_equal(ours(config, parameters, conversations, scaled, 1), expected)
+    plain = ours(config, parameters, conversations, plan, 1)[0]
+    assert abs(plain - expected[0]) > 10 * TOLERANCE * expected[0]
+
+
 def test_real_answers_to_instructions_give_what_transformers_gives(shared_data: Path, real, reduced, twin, gradients):
     source = Source(path=str(shared_data / "sft" / "alpaca_en_demo.json"), format="alpaca")
     examples, vocabulary = reduced(real(source, 16, 128, "all"))

@@ -9,7 +9,7 @@ at its own position.
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -48,6 +48,7 @@ class Plan:
     updates: for each update its rows, for each row its examples.
     row_length: places in a row (T); rows: rows in an update's batch (B); segments: most examples in a row (S);
     branches: most branches of an example (K). own: the rows whose places this process fills, None for all of them.
+    scales: laid out as `updates`, what each learnt token of an example counts in that update; None where all count 1.
     """
 
     updates: tuple[tuple[tuple[int, ...], ...], ...]
@@ -56,6 +57,7 @@ class Plan:
     segments: int
     branches: int
     own: frozenset[int] | None = None
+    scales: tuple[tuple[tuple[float, ...], ...], ...] | None = None
 
     def examples(self, update: int) -> list[int]:
         """The examples of one update, in the order of its rows."""
@@ -130,6 +132,20 @@ def plan(
     )
 
 
+def mean_of_means(plan: Plan, order: Sequence[np.ndarray] | np.ndarray, learned: np.ndarray, size: int) -> Plan:
+    """The plan with the scales that make an update's loss a mean of means: over each `size` examples, as `order` drew
+    them, and of those. `learned` are the examples' learnt tokens; those of an update, scaled, add up to as many.
+    """
+    scales = []
+    for rows, drawn in zip(plan.updates, order, strict=True):
+        groups = drawn.reshape(-1, size)
+        counts = learned[groups].sum(axis=1)
+        each = np.repeat(counts.sum() / (len(groups) * counts), size)
+        of_example = dict(zip(groups.reshape(-1).tolist(), each.tolist(), strict=True))
+        scales.append(tuple(tuple(of_example[example] for example in row) for row in rows))
+    return replace(plan, scales=tuple(scales))
+
+
 def batch(plan: Plan, corpus: Examples, update: int, references: np.ndarray | None = None) -> Batch:
     """The rows of one update. `references` float32 [examples, K] fills the batch's column of that name.
 
@@ -139,6 +155,8 @@ def batch(plan: Plan, corpus: Examples, update: int, references: np.ndarray | No
     for row, examples in enumerate(plan.updates[update]):
         if plan.own is None or row in plan.own:
             fill(result, row, [(index, corpus[index]) for index in examples])
+            if plan.scales is not None:
+                result.weights[row] *= np.array([0.0, *plan.scales[update][row]], np.float32)[result.segments[row]]
         result.examples[row, : len(examples)] = examples
         if references is not None:
             result.references[row, : len(examples)] = references[list(examples)]

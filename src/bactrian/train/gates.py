@@ -5,6 +5,7 @@ of a few short rows.
 """
 
 import math
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -34,7 +35,8 @@ def first_logprobs(
     score: Score, parameters: Parameters, plan: Plan, corpus: Examples, rows: int
 ) -> dict[int, np.ndarray]:
     """The examples of the first microbatch of training, with the log-probabilities of their branches."""
-    microbatch: Batch = jax.tree.map(lambda column: column[0], split(packing.batch(plan, corpus, 0), rows))
+    batch = packing.batch(replace(plan, scales=None), corpus, 0)
+    microbatch: Batch = jax.tree.map(lambda column: column[0], split(batch, rows))
     return dict(scores.of_examples(score, parameters, [microbatch]))
 
 

@@ -58,7 +58,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
         count = jnp.where(terms.count > 0, terms.count, 1)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
         loss = terms.total / count
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         changes, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         changed = State(state.step + 1, rounding.apply_updates(state.parameters, changes, state.step), optimizer_state)
