@@ -179,7 +179,8 @@ def run(arguments: Sequence[object], cache: Path, stdin: str = "", **more: str) 
 
 def call(*arguments: object, stdin: str = "") -> Done:
     """Run the command in this process: the same `main`, without the seconds that a start takes."""
-    from bactrian import cli, progress
+    from bactrian import progress
+    from bactrian.cli import app
 
     out, err = io.StringIO(), io.StringIO()
     before, sys.argv, given, sys.stdin = sys.argv, ["bactrian", *map(str, arguments)], sys.stdin, io.StringIO(stdin)
@@ -187,7 +188,7 @@ def call(*arguments: object, stdin: str = "") -> Done:
     code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
+            app.main()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     finally:

@@ -1,6 +1,6 @@
 """`python -m bactrian` is the command `bactrian`."""
 
-from bactrian.cli import main
+from bactrian.cli.app import main
 
 if __name__ == "__main__":
     main()

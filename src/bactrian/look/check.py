@@ -13,9 +13,9 @@ from rich.console import Console
 from bactrian.assistant import Assistant
 from bactrian.data.chat import Chat
 from bactrian.errors import DataError
+from bactrian.look.stats import Measured, measure
 from bactrian.prepare import Prepared, prepare
 from bactrian.recipe import Stage, StageName
-from bactrian.stats import Measured, measure
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 _LOOKED_AT = 2000  # examples whose ends and beginnings are read

@@ -8,11 +8,12 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from bactrian import page, progress
+from bactrian import progress
 from bactrian.data import packing
 from bactrian.data.records import Batch
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import InputError
+from bactrian.look import page
 from bactrian.prepare import Prepared
 
 _LEARNT, _SEEN = "bold green", "dim"

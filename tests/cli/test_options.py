@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer.testing import CliRunner
 
-from bactrian.options import WithDefault, grouped
+from bactrian.cli.options import WithDefault, grouped
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
-from bactrian import page
 from bactrian.data import tokenizer as tokenizers
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message
+from bactrian.look import page
 
 pytestmark = pytest.mark.usefixtures("in_tiny_cache")
 

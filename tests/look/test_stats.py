@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from bactrian import stats
 from bactrian.data import tokenizer as tokenizers
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message
+from bactrian.look import stats
 
 pytestmark = pytest.mark.usefixtures("in_tiny_cache")
 

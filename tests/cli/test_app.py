@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import tiny
 
-from bactrian import cli
+from bactrian.cli.app import app
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 VERBS = ["run", "sft", "dpo", "plan", "chat", "generate", "score", "export", "card", "data", "evaluate"]
 
 
 def test_every_verb_is_in_the_help():
     done = tiny.call("--help")
     assert done.code == 0
-    names = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-    groups = [group.name for group in cli.app.registered_groups]
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    groups = [group.name for group in app.registered_groups]
     assert [*names, *groups] == VERBS
     for verb in VERBS:
         assert re.search(rf"^\W*{verb}\s+[A-Z]", done.out, re.MULTILINE), verb

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bactrian import cli_benchmarks
+from bactrian.cli import benchmarks
+from bactrian.cli.options import WithDefault, grouped
 from bactrian.errors import InputError
-from bactrian.options import WithDefault, grouped
 
 if TYPE_CHECKING:
     from bactrian.evaluate.alpaca_eval_job import Files as AlpacaEvalFiles
@@ -263,4 +263,4 @@ def _tell(scores: dict[str, Any], as_json: bool, is_plan: bool, table: str, *abo
 
 
 # Where no verb is named, MODEL is: `bactrian evaluate MODEL --suite tulu2`.
-evaluate_app.command("benchmarks", hidden=True)(cli_benchmarks.evaluate)
+evaluate_app.command("benchmarks", hidden=True)(benchmarks.evaluate)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from bactrian.cli_evaluate import evaluate_app
-from bactrian.cli_plan import plan
+from bactrian.cli.evaluate import evaluate_app
+from bactrian.cli.plan import plan
 from bactrian.errors import BactrianError, line
 
 app = typer.Typer(
@@ -220,8 +220,9 @@ def data_show(
     limit: Annotated[int, typer.Option(min=1, help="Most examples in a page or of a search.")] = 100,
 ) -> None:
     """Show packed rows as the model will see them, learnt tokens in colour."""
-    from bactrian import pipeline, show
+    from bactrian import pipeline
     from bactrian import recipe as recipes
+    from bactrian.look import show
 
     base, prepared = pipeline.prepare_stage(recipes.load(recipe, overrides or []), stage)
     show.show(prepared, base.tokenizer, show.Chosen(update, example, search, limit), html)
@@ -278,8 +279,9 @@ def data_stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count a stage's data: rows, turns and tokens of each source, and how long answers are in pairs."""
-    from bactrian import pipeline, stats
+    from bactrian import pipeline
     from bactrian import recipe as recipes
+    from bactrian.look import stats
     from bactrian.run import cache_root
 
     opened = pipeline.open_stage(recipes.load(recipe, overrides or []), stage)
@@ -301,8 +303,9 @@ def data_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say before training what will go wrong; exits with 2 if something will."""
-    from bactrian import check, pipeline
+    from bactrian import pipeline
     from bactrian import recipe as recipes
+    from bactrian.look import check
     from bactrian.run import cache_root
 
     whole = recipes.load(recipe, overrides or [])
