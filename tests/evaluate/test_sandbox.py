@@ -14,7 +14,7 @@ from bactrian.evaluate import sandbox
 from bactrian.evaluate.benchmarks import humaneval
 from bactrian.evaluate.sandbox import Limits
 
-SHORT = Limits(cpu=2, clock=6.0, memory=256 << 20, processes=6)
+SHORT = Limits(cpu=2, clock=6.0, memory=256 << 20, threads=6)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,13 +58,22 @@ def test_a_fork_bomb_is_stopped():
     assert outcome("import os\nwhile True: os.fork()") != "passed"
     stubborn = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     assert outcome(stubborn) != "passed"
-    # Nothing of them is left: there is room for as many processes again.
-    assert outcome("import os\nfor _ in range(3):\n    if os.fork() == 0: os._exit(0)\n    os.wait()") == "passed"
+    assert outcome("import subprocess\nsubprocess.run(['/usr/bin/env'])") == "failed"
+    assert outcome("import os\nos.posix_spawn('/usr/bin/env', ['env'], {})") == "failed"
+    threads = "import threading\nkept = [threading.Thread(target=int) for _ in range(3)]\n"
+    assert outcome(threads + "for each in kept: each.start()\nfor each in kept: each.join()") == "passed"
 
 
 def test_memory_without_end_is_stopped():
     assert outcome("kept = []\nwhile True: kept.append(bytearray(1 << 20))") != "passed"
     assert outcome("with open('big', 'wb') as file:\n    while True: file.write(bytes(1 << 20))") != "passed"
+
+
+def test_there_is_no_memory_but_its_own():
+    assert outcome("import os\nos.memfd_create('more')") == "failed"
+    assert outcome("import ctypes\nassert ctypes.CDLL(None).shmget(0, 1 << 20, 0o1600) == -1") == "passed"
+    assert outcome("import mmap\nassert mmap.mmap(-1, 1 << 20)") == "passed"
+    assert outcome("import mmap\nkept = [mmap.mmap(-1, 32 << 20) for _ in range(9)]") == "failed"
 
 
 def test_nothing_outside_its_folder_can_be_seen_changed_or_removed(tmp_path):
@@ -104,7 +113,7 @@ def test_it_also_works_for_an_ordinary_user(tmp_path):
     for folder in (tmp_path, *tmp_path.parents):
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(0o755)
-    limits = json.dumps({"memory": 1 << 28, "disk": 1 << 20, "cpu": 2, "processes": 4, "paths": ["/usr"]})
+    limits = json.dumps({"memory": 1 << 28, "disk": 1 << 20, "cpu": 2, "threads": 4, "paths": ["/usr"]})
     code = "import os\nassert not os.path.exists('/tmp')\nos._exit(7)"
     command = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", python, "-I", jail, limits, code]
     done = subprocess.run(command, capture_output=True, timeout=60)

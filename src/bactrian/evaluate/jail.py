@@ -1,14 +1,16 @@
 """Locks itself in and then runs Python code that nobody has read. Run by `sandbox`, as a program of its own.
 
-    python -I jail.py '{"memory": BYTES, "cpu": SECONDS, "processes": N, "disk": BYTES, "paths": [...]}' CODE
+    python -I jail.py '{"memory": BYTES, "cpu": SECONDS, "threads": N, "disk": BYTES, "paths": [...]}' CODE
 
 What it runs has user, process, network, mount, IPC and host name spaces of its own, belongs to a user that is not root,
 holds no capability and can get none, sees nothing but the interpreter (read only) and an empty folder in memory, and
-has limits on memory, processor time, processes and the size of files. It exits with 125 where the system does not
-offer that. Standard library alone, so that it starts fast.
+has limits on memory, processor time, threads and the size of files. It starts no process and has no memory but its own,
+so that the limit on that is a limit on all. It exits with 125 where the system does not offer this. Standard library
+alone, so that it starts fast.
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -33,7 +35,34 @@ _BOX = "/box"
 _OVER = ("/mnt", "/tmp", "/var", "/run")  # folders that every system has; the new root is put on one of them
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom")
 
+# By machine: its number for the kernel, its `clone`, and what is forbidden: other ways to a process (fork, vfork), and
+# memory that is no part of a process's own (shmget, memfd_create, memfd_secret).
+_MACHINES = {
+    "x86_64": (0xC000003E, 56, (57, 58, 29, 319, 447)),
+    "aarch64": (0xC00000B7, 220, (194, 279, 447)),
+}
+_CLONE3, _CLONE_THREAD, _OTHER_ABI = 435, 0x00010000, 0x40000000
+_SECCOMP, _FILTER = 22, 2
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # operations of a filter
+_NUMBER, _MACHINE, _ARGUMENT = 0, 4, 16  # what it loads: the call's number, the machine, the first argument
+_ALLOW, _FAIL, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Operation(ctypes.Structure):
+    """One operation of a filter; its jumps are so many operations forward."""
+
+    _fields_ = (
+        ("code", ctypes.c_uint16),
+        ("if_true", ctypes.c_uint8),
+        ("if_false", ctypes.c_uint8),
+        ("value", ctypes.c_uint32),
+    )
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint16), ("operations", ctypes.POINTER(_Operation)))
 
 
 def main() -> None:
@@ -72,11 +101,12 @@ def _guard(is_root: bool, limits: dict, code: str) -> None:
             (resource.RLIMIT_NOFILE, 64),
             (resource.RLIMIT_CPU, limits["cpu"]),
             (resource.RLIMIT_AS, limits["memory"]),
-            (resource.RLIMIT_NPROC, limits["processes"]),
+            (resource.RLIMIT_NPROC, limits["threads"]),
         ):
             resource.setrlimit(name, (value, value))
         child = os.fork()
         if child == 0:
+            _forbid_processes()
             os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
             environment = {"HOME": _BOX, "TMPDIR": _BOX, "PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1"}
             os.execve(sys.executable, [sys.executable, "-I", "-B", "-c", code], environment)
@@ -87,6 +117,24 @@ def _guard(is_root: bool, limits: dict, code: str) -> None:
         ended, status = os.wait()
         if ended == child:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _forbid_processes() -> None:
+    """From here on a thread can be made, and neither a process nor memory that limits do not count."""
+    if os.uname().machine not in _MACHINES:
+        raise OSError(errno.ENOSYS, f"no filter of system calls is known for {os.uname().machine}", "seccomp")
+    machine, clone, forbidden = _MACHINES[os.uname().machine]
+    fail = (_RETURN, 0, 0, _FAIL | errno.EPERM)
+    operations = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, machine), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
+    operations += [(_AT_LEAST, 0, 1, _OTHER_ABI), fail]
+    for number in forbidden:
+        operations += [(_EQUAL, 0, 1, number), fail]
+    # Its flags lie in memory, where no filter looks; the library then takes `clone`.
+    operations += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
+    operations += [(_EQUAL, 0, 3, clone), (_LOAD, 0, 0, _ARGUMENT), (_ANY_BIT, 1, 0, _CLONE_THREAD), fail]
+    operations += [(_RETURN, 0, 0, _ALLOW)]
+    array = (_Operation * len(operations))(*operations)
+    _call("prctl", _SECCOMP, _FILTER, ctypes.byref(_Filter(len(operations), array)), 0, 0)
 
 
 def _become_root_of_own() -> None:

@@ -1,7 +1,8 @@
 """Runs programs that a model wrote, where they can do no harm; refuses where the system offers no such place.
 
-A program counts as passed when it came to its own end: a secret that it cannot know is written after its last line, so
-neither leaving early nor printing passes it off as done.
+A program counts as passed when it came to its own end: a secret is written after its last line, so neither leaving
+early nor printing passes it off as done. One that looks for the secret among its interpreter's frames can find it: what
+is judged here is what a model wrote to solve a task.
 """
 
 import json
@@ -34,13 +35,13 @@ _RUN = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use: bytes of memory and of files, seconds of processor and by the clock, processes."""
+    """What one program may use: bytes of memory and of files, seconds of processor and by the clock, threads."""
 
     memory: int = 1 << 30
     disk: int = 32 << 20
     cpu: int = 5
     clock: float = 15.0
-    processes: int = 8
+    threads: int = 8
 
 
 def run(programs: Sequence[str], limits: Limits = Limits(), workers: int | None = None) -> list[Outcome]:
@@ -85,7 +86,7 @@ def _run_one(program: str, limits: Limits) -> tuple[Outcome, str]:
             _, said = process.communicate(f"{secret}\n{program}".encode("utf-8", "replace"), timeout=limits.clock)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()
             return "timed out", ""
         os.close(writing)
         writing = -1
@@ -104,7 +105,7 @@ def _settings(limits: Limits) -> str:
             "memory": limits.memory,
             "disk": limits.disk,
             "cpu": limits.cpu,
-            "processes": limits.processes,
+            "threads": limits.threads,
             "paths": sorted({sys.prefix, sys.base_prefix}),
         }
     )
