@@ -64,6 +64,14 @@ def test_a_half_written_line_is_cut_off_and_the_rest_stays(tmp_path: Path):
     assert path.read_bytes() == whole
 
 
+def test_what_was_paid_without_a_word_of_it_counts_after_a_restart(tmp_path: Path):
+    store = Store(tmp_path / "calls.jsonl")
+    store.add("k", CALL, Failure("no reply"), False, billed=(10, 5))
+    store.add("k", CALL, Reply("Hi"), True, billed=(7, 8))
+    store.close()
+    assert Store(tmp_path / "calls.jsonl").cost_tokens == [17, 13]
+
+
 def test_a_line_of_something_else_is_named(tmp_path: Path):
     (tmp_path / "calls.jsonl").write_text('{"question": 1}\n', encoding="utf-8")
     (tmp_path / "calls.jsonl").write_text('{"reply": {}}\n', encoding="utf-8")
@@ -85,7 +93,7 @@ def test_kept_prefers_a_usable_reply(tmp_path: Path):
     store.add("k", CALL, Reply("yes"), True)
     store.add("k", CALL, Reply("later"), True)
     rows = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-    assert kept(rows) == {"Hello?": Reply("yes")}
+    assert kept(rows) == {("Hello?", 0): Reply("yes")}
 
 
 def test_no_text_has_more_tokens_than_bytes():

@@ -89,7 +89,7 @@ class Store:
     def __init__(self, path: Path):
         self.path = path
         self.sent = 0  # requests that ever left
-        self.cost_tokens = [0, 0]  # tokens in and out that they were billed for, as far as replies say
+        self.cost_tokens = [0, 0]  # tokens in and out that they were billed for
         self._replies: dict[str, list[tuple[Reply, bool]]] = {}
         self._journal = Journal(path, "calls", self._take)
 
@@ -123,23 +123,27 @@ class Store:
         if "reply" in row:
             reply = _reply(row["reply"])
             self._replies.setdefault(row["key"], []).append((reply, bool(row["usable"])))
-            self.cost_tokens[0] += reply.input_tokens or 0
-            self.cost_tokens[1] += reply.output_tokens or 0
+            row = {"billed": (reply.input_tokens or 0, reply.output_tokens or 0), **row}
+        for place, tokens in enumerate(row.get("billed", (0, 0))):
+            self.cost_tokens[place] += tokens
 
 
 def _reply(row: dict[str, Any]) -> Reply:
     return Reply(**{each.name: row[each.name] for each in fields(Reply) if each.name in row})
 
 
-def kept(rows: Iterable[dict[str, Any]]) -> dict[str, Reply]:
-    """The replies of a calls.jsonl's rows, by the text of the request's last message; a usable one if there is one."""
-    found: dict[str, tuple[Reply, bool]] = {}
+Kept = dict[tuple[str, int], Reply]  # by the text of the request's last message, and which sample it is
+
+
+def kept(rows: Iterable[dict[str, Any]]) -> Kept:
+    """The replies of a calls.jsonl's rows; of each request a usable one, if there is one."""
+    found: dict[tuple[str, int], tuple[Reply, bool]] = {}
     for row in rows:
         if "reply" in row:
-            prompt = row["request"]["messages"][-1]["content"]
-            if prompt not in found or not found[prompt][1]:
-                found[prompt] = (_reply(row["reply"]), bool(row["usable"]))
-    return {prompt: reply for prompt, (reply, _) in found.items()}
+            key = row["request"]["messages"][-1]["content"], row["request"].get("sample", 0)
+            if key not in found or not found[key][1]:
+                found[key] = (_reply(row["reply"]), bool(row["usable"]))
+    return {key: reply for key, (reply, _) in found.items()}
 
 
 def chat(system: str | None, user: str) -> Messages:

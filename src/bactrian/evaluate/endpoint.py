@@ -23,7 +23,7 @@ from bactrian.data.records import Message
 from bactrian.errors import InputError, JudgeError
 from bactrian.evaluate import needs
 from bactrian.evaluate.calls import Call, Failure, Reply, Store, Usable
-from bactrian.evaluate.pace import Budget, Limits, Pace, Purse
+from bactrian.evaluate.pace import Budget, Limits, Pace, Purse, billed
 from bactrian.evaluate.protocol import Prompt, Settings
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts
@@ -200,14 +200,17 @@ class _Asking:
                 await asyncio.sleep(_LOOK_AGAIN)
             if reserved is None:
                 return Failure(f"the budget is spent ({purse.sent} requests, cost {purse.cost:.2f})", was_asked=False)
-            about = {"model": address.model, "address": address.shown}
+            about: dict[str, Any] = {"model": address.model, "address": address.shown}
             start = time.monotonic()
             try:
                 reply = await asyncio.wait_for(self._send(client, call), self._limits.timeout)
             except (_Passing, _Refused, InputError, TimeoutError) as error:
                 reason = str(error) or f"no reply within {self._limits.timeout:g} s"
-                purse.settle(reserved, None, isinstance(error, TimeoutError) or getattr(error, "is_billed", False))
-                store.add(key, call, Failure(reason), False, seconds=round(time.monotonic() - start, 3), **about)
+                is_billed = isinstance(error, TimeoutError) or getattr(error, "is_billed", False)
+                paid = billed(call, None) if is_billed else (0, 0)
+                purse.settle(reserved, paid)
+                about |= {"seconds": round(time.monotonic() - start, 3), "billed": paid}
+                store.add(key, call, Failure(reason), False, **about)
                 if isinstance(error, InputError):
                     raise
                 failures += 1
@@ -216,9 +219,11 @@ class _Asking:
                 await self._pause(failures, error.wait if isinstance(error, _Passing) else None)
                 continue
             self._replied = True
-            purse.settle(reserved, reply, True)
+            paid = billed(call, reply)
+            purse.settle(reserved, paid)
             is_usable = self._usable(reply)
-            store.add(key, call, reply, is_usable, seconds=round(time.monotonic() - start, 3), **about)
+            about |= {"seconds": round(time.monotonic() - start, 3), "billed": paid}
+            store.add(key, call, reply, is_usable, **about)
             if is_usable or store.replies(key) > self._limits.reasks:
                 return reply
 

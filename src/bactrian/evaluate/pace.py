@@ -77,13 +77,17 @@ class Purse:
         """Whether calls on their way may turn out to cost less than what is set aside for them."""
         return self._reserved > 0 and (self.budget.max_calls is None or self.sent < self.budget.max_calls)
 
-    def settle(self, reserved: float, reply: Reply | None, is_billed: bool) -> None:
-        """Replace what was set aside by what a call cost; one whose price nobody said costs all of it."""
+    def settle(self, reserved: float, billed: tuple[int, int]) -> None:
+        """Replace what was set aside by what a call cost: tokens in and out."""
         self._reserved -= reserved
-        if reply is not None and reply.input_tokens is not None and reply.output_tokens is not None:
-            self.cost += self.budget.cost(reply.input_tokens, reply.output_tokens)
-        elif is_billed:
-            self.cost += reserved
+        self.cost += self.budget.cost(*billed)
+
+
+def billed(call: Call, reply: Reply | None) -> tuple[int, int]:
+    """The tokens in and out that a call is paid for; where nobody says how many, the most that it can be."""
+    if reply is not None and reply.input_tokens is not None and reply.output_tokens is not None:
+        return reply.input_tokens, reply.output_tokens
+    return call.tokens_at_most, call.max_tokens
 
 
 class Pace:
