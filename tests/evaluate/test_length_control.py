@@ -81,6 +81,12 @@ def test_missing_rows_are_counted_as_published_and_told(
         difficulties.of([{**annotations[0], "instruction": "something else"}])
 
 
+def test_the_order_of_the_rows_is_of_no_account(folder: Path, difficulties: control.Difficulties, gamed: control.Gamed):
+    annotations = alpaca_eval.read_annotations(folder / "tulu-2-dpo-70b_alpaca_eval_gpt4_annotations.json")
+    shuffled = [annotations[index] for index in np.random.default_rng(0).permutation(len(annotations))]
+    assert control.fit(shuffled, difficulties, gamed) == control.fit(annotations, difficulties, gamed)
+
+
 def synthetic(count: int, weights: control.Weights) -> tuple[list[dict], control.Difficulties, control.Gamed]:
     random = np.random.default_rng(0)
     difficulty = random.normal(0, 1, count)

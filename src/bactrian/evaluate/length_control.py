@@ -81,7 +81,7 @@ class Difficulties:
         """The difficulty of each annotation's item, as the published figures have it. Raises `DataError`.
 
         Those take it by the annotation's place. Where rows are missing the later ones are given their neighbours'
-        difficulties; `aligned` does better. Annotations in another order are matched by instruction.
+        difficulties; `aligned` does better. Instructions that are in the set more than once are matched by instruction.
         """
         if not self.instructions:
             if len(annotations) > len(self.values):
@@ -96,6 +96,12 @@ class Difficulties:
     def aligned(self, annotations: Sequence[dict[str, Any]]) -> np.ndarray:
         """The difficulty of each annotation's own item; by place where the instructions are not known."""
         return self.values[self._places(annotations)] if self.instructions else self.of(annotations)
+
+    def in_order(self, annotations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The annotations in the order of the items, where their instructions are known. Raises `DataError`."""
+        if not self.instructions:
+            return list(annotations)
+        return [annotations[index] for index in np.argsort(self._places(annotations), kind="stable")]
 
     def _places(self, annotations: Sequence[dict[str, Any]]) -> np.ndarray:
         places = [self.instructions.get(row["instruction"]) for row in annotations]
@@ -162,8 +168,10 @@ def fit(annotations: Sequence[dict[str, Any]], difficulties: Difficulties, gamed
     """The length-controlled win rate of one model's annotations. Raises `InputError` where scikit-learn is missing.
 
     Preferences outside of 1 to 2 or null are left out of the fit; every item is in the mean. Where rows are missing,
-    `aligned` has what comes out when each item is given its own difficulty.
+    `aligned` has what comes out when each item is given its own difficulty. The order of the rows is of no account
+    where the difficulties come with their instructions.
     """
+    annotations = difficulties.in_order(annotations)
     published, aligned = difficulties.of(annotations), difficulties.aligned(annotations)
     found = _fitted(annotations, published, gamed)
     if np.array_equal(published, aligned):
