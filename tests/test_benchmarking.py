@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from bactrian.evaluate import kept
+from bactrian.evaluate.journal import Journal
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; it comes with the extra `eval`")
 
@@ -104,8 +104,8 @@ def test_a_killed_job_resumes_to_the_same_scores(world, finished, tmp_path, monk
     shorter(monkeypatch)
     monkeypatch.setattr("bactrian.evaluate.benchmarks.gsm8k._COUNT", 2)
     asked = []
-    keep = kept.Kept._keep
-    monkeypatch.setattr(kept.Kept, "_keep", lambda self, key, answers: (asked.append(key), keep(self, key, answers)))
+    add = Journal.add
+    monkeypatch.setattr(Journal, "add", lambda self, row: (asked.append(row["key"]), add(self, row)))
     arguments = (
         "--suite",
         "tulu2",

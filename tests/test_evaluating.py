@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import question_set
+import safetensors.numpy
 import tiny
 from fake_judge import FAULTS, FakeJudge
 
@@ -212,6 +213,107 @@ def test_other_settings_do_not_mix(tiny_recipe: Path, tmp_path: Path):
     assert done.code == 2 and "max_tokens was 8, is 9" in done.err
 
 
+def test_answers_of_another_model_are_not_taken_for_its_own(tiny_recipe: Path, questions: Path, tmp_path: Path):
+    one, other = tmp_path / "one" / "base", tmp_path / "other" / "base"
+    for folder in (one, other):
+        shutil.copytree(tiny_recipe.parent / "base", folder)
+    weights = safetensors.numpy.load_file(other / "model.safetensors")
+    safetensors.numpy.save_file({name: 2 * weight for name, weight in weights.items()}, other / "model.safetensors")
+    out = ("--max-tokens", 8, "--out", tmp_path / "o")
+    assert evaluate("mt-bench", one, *out).code == 0
+    made = (tmp_path / "o" / "answers.jsonl").read_bytes()
+    done = evaluate("mt-bench", other, *out)
+    assert done.code == 2 and "made otherwise (weights was" in done.err
+    done = evaluate("mt-bench", questions / "ada.jsonl", "--out", tmp_path / "o")
+    assert done.code == 2 and "the answers of a model are there" in done.err
+    # What is refused changes nothing.
+    done = evaluate("mt-bench", one, *out, "--limit", 2)
+    assert done.code == 2 and "answers to other questions are there" in done.err
+    assert len(question_set.read(tmp_path / "o" / "questions.jsonl")) == 6
+    assert (tmp_path / "o" / "answers.jsonl").read_bytes() == made
+    with FakeJudge().running() as judge:
+        own = scores(evaluate("mt-bench", tmp_path / "o" / "answers.jsonl", "--out", tmp_path / "o", "--json", *QUICK,
+                              "--judge", judge.url))  # fmt: skip
+    assert list(own) == ["base"], "its own answers may be given back to a folder"
+
+
+def test_a_judge_that_is_lost_midway_leaves_no_score(questions: Path, tmp_path: Path):
+    asked = ("mt-bench", questions / "ada.jsonl", "--json", *QUICK, "--retries", 1, "--concurrency", 1)
+    with FakeJudge().running() as judge:
+        judge.stopped_after = 5
+        done = evaluate(*asked, "--judge", judge.url, "--out", tmp_path / "o")
+    assert done.code == 1 and "7 of 12 judgments failed" in done.err and "too many for a score" in done.err
+    assert not (tmp_path / "o" / "scores.json").exists()
+    with FakeJudge().running() as judge:
+        assert scores(evaluate(*asked, "--judge", judge.url, "--out", tmp_path / "o"))["ada"]["n"] == 12
+        assert judge.sent.total() == 7
+
+
+def test_both_sides_of_a_comparison_are_asked_alike(tiny_recipe: Path, tmp_path: Path):
+    base = tiny_recipe.parent / "base"
+    with FakeJudge().running() as judge:
+        found = scores(evaluate("mt-bench", base, "--against", judge.url, "--against-name", "served", "--max-tokens", 8,
+                                "--json", *QUICK, "--judge", judge.url, "--out", tmp_path / "o"))  # fmt: skip
+    assert set(found) == {"base", "served"}
+    settings = json.loads((tmp_path / "o" / "against" / "settings.json").read_text())
+    assert (settings["model"], settings["max_tokens"]) == ("served", 8)
+
+
+def test_two_evaluations_are_compared_item_by_item(questions: Path, tmp_path: Path):
+    with FakeJudge().running() as judge:
+        judged = ("--judge", judge.url, *QUICK, "--json")
+        for name in ("ada", "bob"):
+            scores(evaluate("mt-bench", questions / f"{name}.jsonl", *judged, "--out", tmp_path / name))
+        scores(evaluate("alpaca-eval", questions / "cleo.json", *judged, "--out", tmp_path / "cleo"))
+    found = scores(evaluate("compare", tmp_path / "ada", tmp_path / "bob", "--json"))
+    both = [row for name in ("ada", "bob") for row in question_set.read(tmp_path / name / "judgments.jsonl")]
+    question_set.write(tmp_path / "both.jsonl", both)
+    together = scores(evaluate("mt-bench", "--judgments", tmp_path / "both.jsonl", "--json"))
+    assert found["MT-Bench"] == together["ada"]["versus"]["bob"] | {"only_first": 0, "only_second": 0}
+    mirrored = together["bob"]["versus"]["ada"]
+    assert mirrored["difference"] == -found["MT-Bench"]["difference"]
+    assert mirrored["p_value"] == found["MT-Bench"]["p_value"]
+    same = scores(evaluate("compare", tmp_path / "cleo", tmp_path / "cleo" / "judgments.jsonl", "--json"))
+    assert (same["AlpacaEval"]["difference"], same["AlpacaEval"]["n"]) == (0.0, 6)
+    shown = evaluate("compare", tmp_path / "ada", tmp_path / "bob")
+    assert shown.code == 0 and "McNemar" in shown.out
+    done = evaluate("compare", tmp_path / "ada", tmp_path / "cleo")
+    assert done.code == 2 and "nothing to compare" in done.err
+
+
+def test_a_limit_is_said_wherever_the_score_is(questions: Path, tmp_path: Path):
+    with FakeJudge().running() as judge:
+        limited = ("--limit", 2, "--judge", judge.url, *QUICK, "--json")
+        scores(evaluate("mt-bench", questions / "ada.jsonl", *limited, "--out", tmp_path / "m"))
+        scores(evaluate("alpaca-eval", questions / "cleo.json", *limited, "--out", tmp_path / "a"))
+    for name in ("m", "a"):
+        (result,) = json.loads((tmp_path / name / "scores.json").read_text())["results"]
+        assert result["note"] == "the first 2 questions alone"
+
+
+def test_too_few_judgments_for_length_control_have_all_other_scores(shared_data: Path, tmp_path: Path):
+    annotations = shared_data / "alpaca_eval" / "tulu-2-dpo-70b_alpaca_eval_gpt4_annotations.json"
+    (tmp_path / "few.json").write_text(json.dumps(json.loads(annotations.read_text(encoding="utf-8"))[:5]))
+    done = evaluate("alpaca-eval", "--annotations", tmp_path / "few.json", "--data", shared_data, "--json")
+    assert done.code == 0 and "no length-controlled win rate" in done.err
+    assert json.loads(done.out)["n_total"] == 5 and json.loads(done.out)["length_controlled_winrate"] is None
+
+
+def test_what_length_control_needs_may_lie_beside_the_annotations(shared_data: Path, questions: Path):
+    annotations = shared_data / "alpaca_eval" / "tulu-2-dpo-70b_alpaca_eval_gpt4_annotations.json"
+    found = scores(evaluate("alpaca-eval", "--annotations", annotations, "--data", questions, "--json"))
+    assert found["length_controlled_winrate"] == pytest.approx(84.26, abs=0.1)
+
+
+def test_a_file_that_says_nothing(questions: Path, tmp_path: Path):
+    rows = question_set.read(questions / "ada.jsonl")
+    for row in rows:
+        row["choices"][0]["turns"] = ["", " "]
+    question_set.write(tmp_path / "mute.jsonl", rows)
+    done = evaluate("mt-bench", tmp_path / "mute.jsonl", "--out", tmp_path / "o")
+    assert done.code == 1 and "answered nothing to any of 12 prompts" in done.err
+
+
 def test_a_model_that_says_nothing(tmp_path: Path):
     with FakeJudge().running() as judge, pytest.MonkeyPatch.context() as patch:
         patch.setattr("fake_judge.answer", lambda body: " ")
@@ -229,6 +331,12 @@ def test_a_judges_quality(shared_data: Path, tmp_path: Path):
                                 "--out", tmp_path / "o", "--json"))  # fmt: skip
         assert judge.sent.total() == 24, "two samples of the same prompt are two calls"
     assert found["judgments"] == 24 and found["self_consistency"] == 1.0
+    kept = [row | {"reply": row["reply"] | {"text": f"[[{'AB'[row['request']['sample']]}]]"}}
+            for row in question_set.read(tmp_path / "o" / "calls.jsonl")]  # fmt: skip
+    question_set.write(tmp_path / "torn.jsonl", kept)
+    replayed = scores(evaluate("judge", tmp_path / "pairs.json", "--samples", 2, "--judge",
+                               f"replay:{tmp_path / 'torn.jsonl'}", "--out", tmp_path / "r", "--json"))  # fmt: skip
+    assert replayed["self_consistency"] == 0.0, "each sample has its own kept reply"
 
 
 def test_results_are_on_the_card(tiny_run: Path, questions: Path, tmp_path: Path):

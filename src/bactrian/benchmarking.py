@@ -65,7 +65,7 @@ def run_suite(subject: Subject, wanted: suite.Wanted, beside: Sequence[str], out
             tasks = {name: task_names.get(_BESIDE[name], _BESIDE[name]) for name in beside}
             asked = Tasks(tuple(tasks.values()), folder, limit=wanted.limit)
             found = _run_tasks(respondent, model, asked, {each: {} for each in beside}, out)
-        rows = {name: _beside_row(name, found[task]) for name, task in tasks.items()}
+        rows = {name: _beside_row(name, found[task], wanted.limit) for name, task in tasks.items()}
         suite.record(out, model, rows)
         scores = suite.scores(out)
     return scores
@@ -103,10 +103,11 @@ def _run_tasks(respondent: Respondent, model: Row, tasks: Tasks, settings: Row, 
         kept.close()
 
 
-def _beside_row(name: str, found: Row) -> Row:
+def _beside_row(name: str, found: Row, limit: int | None) -> Row:
     metric = found["metrics"]["acc"]
     percent = {key: 100 * value for key, value in metric.items()}
-    return {"title": _TITLES[name], "metric": "acc", **percent, "n": found["n"], "note": suite.NOT_THE_PAPERS}
+    about = {"title": _TITLES[name], "metric": "acc", "note": suite.NOT_THE_PAPERS, "settings": {"limit": limit}}
+    return {**about, **percent, "n": found["n"]}
 
 
 def show(scores: Row) -> None:

@@ -127,6 +127,7 @@ def _metadata(recipe: Recipe, scores: list[Score], benchmarks: list[dict[str, An
             )
     for result in benchmarks:
         judged = f", judged by {result['judge']}" if result.get("judge") else ""
+        judged += f" ({result['note']})" if result.get("note") else ""
         results.append(
             EvalResult(
                 task_type="text-generation",

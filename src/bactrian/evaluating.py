@@ -97,7 +97,7 @@ def open_judge(judging: Judging, store: Store, template: str | None = None, vers
         return judges.replay(Path(rest), template, version)
     if kind == "engine" and rest:
         name = judging.model or Path(rest).name
-        return judges.Local(name, _engine(rest, judging.format, judging.dtype), store)
+        return judges.Local(name, _judges_name(judging), _engine(rest, judging.format, judging.dtype), store)
     if kind == "reward" and rest:
         return judges.reward(rest)
     raise InputError(
@@ -111,6 +111,21 @@ def _key(url: str, name: str) -> str | None:
     if key is None and _HOSTED in url:
         raise InputError(f"{url}: there is no key; set {name} in the environment")
     return key
+
+
+def _fingerprint(model: str) -> str:
+    from bactrian import assistant
+    from bactrian.model import weights
+
+    return weights.fingerprint(assistant.find(model).path)
+
+
+def _judges_name(judging: Judging) -> str:
+    """What judgments are kept under: a model of ours is known by its weights too."""
+    kind, _, rest = (judging.judge or "").partition(":")
+    if kind == "engine" and rest:
+        return f"{judging.model or Path(rest).name}@{_fingerprint(rest)[:16]}"
+    return judging.model or Path(rest).name
 
 
 def _engine(model: str, format: ChatFormat, dtype: Dtype) -> Responder:
@@ -133,12 +148,13 @@ def _generator(candidate: Candidate, folder: Folder, limits: Limits) -> Iterator
 
 
 def _settings(candidate: Candidate, questions: Path, **more: Any) -> Row:
-    """What the answers depend on, but for the weights themselves."""
+    """What the answers depend on; of a model at an address its name stands for the weights."""
     if candidate.is_address and candidate.model_name is None:
         raise InputError(f"{candidate.model}: say which model is to answer there, with --model-name")
     return {
         "model": candidate.shown,
         "source": "address" if candidate.is_address else "engine",
+        "weights": None if candidate.is_address else _fingerprint(candidate.model),
         "chat": candidate.format,
         "dtype": candidate.dtype,
         "max_tokens": candidate.max_tokens,
@@ -190,7 +206,7 @@ def _answers_mt_bench(
 ) -> dict[int, mt_bench.Answer]:
     if candidate.file:
         found = answers.given_mt_bench(candidate.file, candidate.name, bench.questions)
-        folder.write_rows("answers.jsonl", answers.mt_bench_rows(found))
+        folder.keep_given(candidate.file, answers.mt_bench_rows(found))
         return found
     settings = _settings(candidate, questions, benchmark="mt-bench", asked=len(bench.questions))
     folder.settle(settings)
@@ -239,7 +255,7 @@ def _outputs_alpaca_eval(
         outputs = answers.given_alpaca_eval(candidate.file, candidate.name)
         alpaca_eval.pair(references, outputs)  # or they are of another question set
         alpaca_eval_job.keep(folder, references)
-        folder.write_rows("answers.jsonl", [asdict(output) for output in outputs])
+        folder.keep_given(candidate.file, [asdict(output) for output in outputs])
         return outputs
     alpaca_eval_job.keep(folder, references)
     questions = folder.file("questions.jsonl")
@@ -293,11 +309,9 @@ def judge_prompt(which: str, given: Path | None, data: Path | None) -> judge_qua
 
 def _plan(calls: list[Call], judging: Judging, folder: Folder, answers_to_make: int, answer_tokens: int) -> Row:
     """How much a judge would be asked, and what it would cost at most."""
-    name = judging.model or Path((judging.judge or "").rpartition(":")[2]).name
-    kept = 0
+    asked = len(calls)
     if folder.file("calls.jsonl").exists():
-        store = folder.store()
-        kept = sum(store.find(call.key(name), judging.limits.reasks) is not None for call in calls)
+        name, store = _judges_name(judging), folder.store()
         calls = [call for call in calls if store.find(call.key(name), judging.limits.reasks) is None]
         store.close()
     tokens_in = sum(call.tokens_about for call in calls)
@@ -305,7 +319,7 @@ def _plan(calls: list[Call], judging: Judging, folder: Folder, answers_to_make: 
     plan: Row = {
         "answers_to_make": answers_to_make,
         "judge_calls": len(calls),
-        "judge_calls_kept": kept,
+        "judge_calls_kept": asked - len(calls),
         "judge_tokens_in_about": tokens_in,
         "judge_tokens_out_at_most": tokens_out,
         "answers_not_counted_tokens_at_most": answers_to_make * answer_tokens,

@@ -32,17 +32,17 @@ class Model:
 def test_a_model_at_hand_is_asked_once_and_kept(tmp_path: Path):
     calls = [Call(chat("Rate.", "x" * n), 8) for n in (3, 4, 3)] + [Call(chat("Rate.", "x" * 5), 9)]
     store = Store(tmp_path / "calls.jsonl")
-    found = judges.Local("own", model := Model(), store).ask(calls, lambda reply: True)
+    found = judges.Local("own", "own@1", model := Model(), store).ask(calls, lambda reply: True)
     assert [reply.text for reply in found if isinstance(reply, Reply)] == ["[[3]]", "[[4]]", "[[3]]", "[[5]]"]
     assert len(model.prompts) == 3 and {each.max_tokens for each in model.settings} == {8, 9}
     store.close()
-    again = judges.Local("own", other := Model(), Store(tmp_path / "calls.jsonl"))
+    again = judges.Local("own", "own@1", other := Model(), Store(tmp_path / "calls.jsonl"))
     assert again.ask(calls, lambda reply: True) == found and not other.prompts
 
 
 def test_a_model_at_hand_chooses_by_log_probability(tmp_path: Path):
     call = Call(chat(None, "m or M?"), 1, choices=("m", "M"))
-    found = judges.Local("own", Model(), Store(tmp_path / "calls.jsonl")).ask([call], lambda reply: True)
+    found = judges.Local("own", "own@1", Model(), Store(tmp_path / "calls.jsonl")).ask([call], lambda reply: True)
     assert found == [Reply("m", logprobs={"m": -1.0, "M": -2.0})]
 
 

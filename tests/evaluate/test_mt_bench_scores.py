@@ -65,6 +65,15 @@ def test_repeats_count_as_in_fastchat_and_are_told():
     assert scores.repeated(rows) == 1
 
 
+def test_numbers_as_other_writers_have_them():
+    rows: Rows = [
+        (f"f:{n}", {"question_id": 81.0, "turn": float(n), "model": "a", "score": score})
+        for n, score in ((1, 7.0), (2, float("nan")))
+    ]
+    found = scores.single(rows)["a"]
+    assert (found["average"], found["turn2"], found["n"], found["failed"]) == (7.0, None, 1, 1)
+
+
 def test_pairs():
     rows = games(
         ("model_1", "model_1"), ("model_2", "model_2"), ("model_1", "model_2"), ("tie", "model_1"), ("error", "model_1")
@@ -83,6 +92,7 @@ def test_pairs():
         ({"question_id": 1}, "not an MT-Bench judgment"),
         ({"question_id": 1, "turn": 1, "model": "a", "score": "5"}, "should be a number"),
         ({"question_id": "1", "turn": 1, "model": "a", "score": 5}, "whole number"),
+        ({"question_id": 1, "turn": float("inf"), "model": "a", "score": 5}, "whole number"),
     ],
 )
 def test_wrong_rows_are_named(row: dict[str, Any], message: str):

@@ -1,7 +1,7 @@
 """The verbs of `bactrian evaluate`. Heavy parts load inside the verb that needs them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -141,8 +141,7 @@ class AlpacaEvalOptions:
     def files(self, beside: Path | None = None) -> "AlpacaEvalFiles":
         from bactrian.evaluate.alpaca_eval_job import Files
 
-        data = self.data or beside
-        return Files(self.reference, self.judge_prompts, self.difficulty, self.gamed, data, self.limit)
+        return Files(self.reference, self.judge_prompts, self.difficulty, self.gamed, self.data, self.limit, beside)
 
 
 @evaluate_app.command("mt-bench")
@@ -155,6 +154,7 @@ def mt_bench(
     against: Annotated[
         str | None, typer.Option(help="Compare with another MODEL or file of answers, in pairs.")
     ] = None,
+    against_name: Annotated[str | None, typer.Option(help="What to call that one, or its name at its address.")] = None,
     baseline: Annotated[str | None, typer.Option(help="With judgments of pairs: the model that all met.")] = None,
     out: Out = None,
     as_json: AsJson = False,
@@ -170,8 +170,10 @@ def mt_bench(
         scores = evaluating.score_judgments(judgments, files.questions, baseline, out)
     else:
         first, folder = _asked(model, out, "mt-bench", "--judgments FILE")
-        second = None if against is None else AnswerOptions().candidate(against, rules.MAX_TOKENS)
         candidate = answering.candidate(first, rules.MAX_TOKENS)
+        # Asked as the first is.
+        other = replace(answering, name=against_name, model_name=against_name)
+        second = None if against is None else other.candidate(against, rules.MAX_TOKENS)
         scores = evaluating.run_mt_bench(candidate, second, files.files(), judging.judging(), folder)
     _tell(scores, as_json, judging.dry_run, "mt_bench")
 
@@ -237,6 +239,18 @@ def judge(
     found = evaluating.judge_prompt(prompt, judge_prompts, data)
     scores = evaluating.run_judge(pairs, found, judging.judging(), samples, temperature, out)
     _tell(scores, as_json, judging.dry_run, "judge_quality", judging.judge_model or judging.judge or "")
+
+
+@evaluate_app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="An evaluation's folder, or its judgments or items.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another's, of the same items.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two evaluations item by item: the difference, its interval, and whether it is noise."""
+    from bactrian.evaluate import compare as comparing
+
+    _tell(comparing.run(first, second), as_json, False, "compared", str(first), str(second))
 
 
 def _asked(model: str | None, out: Path | None, benchmark: str, other: str) -> tuple[str, Path]:

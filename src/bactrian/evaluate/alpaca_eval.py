@@ -17,7 +17,7 @@ from typing import Any, Literal
 from bactrian.data.records import Message, Messages, Role
 from bactrian.errors import DataError
 from bactrian.evaluate import published, statistics
-from bactrian.evaluate.calls import Call, Failure, Judge, Reply
+from bactrian.evaluate.calls import Call, Failure, Judge, Kept, Reply
 
 Version = Literal[1, 2]
 Row = dict[str, Any]
@@ -183,17 +183,17 @@ def _about(outcome: Reply | Failure) -> Row:
     return {"raw_completion": outcome.text, **({"logprobs": outcome.logprobs} if outcome.logprobs else {})}
 
 
-def kept_replies(annotations: Sequence[Row], template: str, version: Version) -> dict[str, Reply]:
-    """What the judge must have said for these annotations, by prompt: for a judge that answers from kept judgments."""
-    replies = {}
+def kept_replies(annotations: Sequence[Row], template: str, version: Version) -> Kept:
+    """What the judge must have said for these annotations: for a judge that answers from kept judgments."""
+    replies: Kept = {}
     for row in annotations:
         value = row["preference"]
         shown = call(template, row, version).messages[-1].content
         if value is not None and (version == 2 or value in (1, 2)):
             seen = 3 - value if is_switched(row["instruction"]) else value
-            replies[shown] = _reply(seen, version)
+            replies[shown, 0] = _reply(seen, version)
         elif value is None:
-            replies[shown] = Reply(str(row.get("raw_completion") or ""))
+            replies[shown, 0] = Reply(str(row.get("raw_completion") or ""))
     return replies
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from bactrian import progress
 from bactrian.data.records import Message, Messages
-from bactrian.errors import JudgeError
-from bactrian.evaluate import alpaca_eval, length_control, page, pictures, published
+from bactrian.errors import DataError
+from bactrian.evaluate import alpaca_eval, length_control, page, pictures, published, verdicts
 from bactrian.evaluate.alpaca_eval import Output, Version
 from bactrian.evaluate.artifacts import Folder, Result
 from bactrian.evaluate.calls import Call
@@ -22,7 +22,10 @@ _GAMED = ("df_gamed.csv", "derived_gamed_length_features.csv", "gamed_length_fea
 
 @dataclass(frozen=True)
 class Files:
-    """The user's own files, each in place of the published one; `data` is a folder that holds some of them."""
+    """The user's own files, each in place of the published one.
+
+    `data` is a folder that holds some of them; what length control needs may also lie in `beside`.
+    """
 
     reference: Path | None = None
     prompt: Path | None = None
@@ -30,6 +33,7 @@ class Files:
     gamed: Path | None = None
     data: Path | None = None
     limit: int | None = None
+    beside: Path | None = None
 
 
 def references(files: Files, version: Version) -> list[Output]:
@@ -44,8 +48,8 @@ def template(files: Files, version: Version) -> str:
 
 
 def keep(folder: Folder, references: Sequence[Output]) -> None:
-    """Put the instructions, with the reference's outputs, into the folder."""
-    folder.write_rows("questions.jsonl", [asdict(each) for each in references])
+    """Put the instructions, with the reference's outputs, into the folder. Raises `RunError` as `keep_questions`."""
+    folder.keep_questions([asdict(each) for each in references])
 
 
 def run(folder: Folder, pairs: list[Row], judge: AnyJudge, files: Files, version: Version) -> Row:
@@ -55,20 +59,10 @@ def run(folder: Folder, pairs: list[Row], judge: AnyJudge, files: Files, version
     else:
         rows = alpaca_eval.judge(pairs, template(files, version), judge, version)
     folder.write_rows("judgments.jsonl", rows)
-    unasked = [row for row in rows if row.get("was_asked") is False]
-    if unasked:
-        raise JudgeError(
-            f"{len(unasked)} of {len(rows)} judgments were not asked for: {unasked[0]['error']}; the others are in "
-            f"{folder.file('judgments.jsonl')}, and the same command with a larger budget goes on"
-        )
+    verdicts.check(rows, folder, judge)
     scores = score(rows, files)
-    write(folder, rows, scores, judge.name, version)
-    failed = [row for row in rows if "error" in row]
-    if failed:
-        progress.say(
-            f"warning: {len(failed)} of {len(rows)} judgments failed ({failed[0]['error']}) and are in no mean; "
-            f"the same command asks for them again"
-        )
+    write(folder, rows, scores, judge.name, version, files.limit)
+    verdicts.tell_of_failures(rows, judge)
     return scores
 
 
@@ -81,16 +75,27 @@ def score(rows: Sequence[Row], files: Files) -> Row:
 
 
 def control(rows: Sequence[Row], files: Files) -> length_control.Controlled | None:
-    """The length-controlled win rate, where difficulties and gamed baselines are given or lie in the data's folder."""
-    difficulty = files.difficulty or published.beside(files.data, DIFFICULTIES)
-    gamed = files.gamed or published.beside(files.data, _GAMED)
+    """The length-controlled win rate, where difficulties and gamed baselines are given or lie in one of the folders.
+
+    None, and a warning, where these judgments allow no fit: too few of them, or of another question set.
+    """
+    difficulty, gamed = _control_file(files.difficulty, files, DIFFICULTIES), _control_file(files.gamed, files, _GAMED)
     if difficulty is None or gamed is None:
         return None
     difficulties = length_control.read_difficulties(difficulty)
-    return length_control.fit(rows, difficulties, length_control.read_gamed(gamed, difficulties))
+    baselines = length_control.read_gamed(gamed, difficulties)
+    try:
+        return length_control.fit(rows, difficulties, baselines)
+    except DataError as error:
+        progress.say(f"warning: no length-controlled win rate: {error}")
+        return None
 
 
-def write(folder: Folder, rows: list[Row], scores: Row, judge: str, version: Version) -> None:
+def _control_file(given: Path | None, files: Files, names: tuple[str, ...]) -> Path | None:
+    return given or published.beside(files.data, names) or published.beside(files.beside, names)
+
+
+def write(folder: Folder, rows: list[Row], scores: Row, judge: str, version: Version, limit: int | None = None) -> None:
     """scores.json, page and picture of judged pairs."""
     dataset = f"AlpacaEval {version}.0"
     results = [
@@ -103,7 +108,7 @@ def write(folder: Folder, rows: list[Row], scores: Row, judge: str, version: Ver
             low=scores["interval"]["low"],
             high=scores["interval"]["high"],
             judge=judge,
-            note=f"{scores['failed']} judgments failed" if scores["failed"] else None,
+            note=verdicts.note(scores["failed"], limit),
         )
     ]
     if scores["length_controlled_winrate"] is not None:
@@ -115,7 +120,7 @@ def write(folder: Folder, rows: list[Row], scores: Row, judge: str, version: Ver
                 value=scores["length_controlled_winrate"],
                 n=len(rows),
                 judge=judge,
-                note=scores["lc_basis"],
+                note="; ".join(filter(None, (verdicts.note(0, limit), scores["lc_basis"]))),
             )
         )
     folder.write_scores(scores, results, benchmark="alpaca-eval", version_of_rules=version, judge=judge)

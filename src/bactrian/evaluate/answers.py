@@ -47,7 +47,7 @@ def answer_mt_bench(
         return row["question_id"]
 
     rows = _blockwise(folder, blocks, lambda question: question.id, id_of, answer)
-    _check_said([turn for row in rows for turn in row["choices"][0]["turns"]], name, folder)
+    _check_said([turn for row in rows for turn in row["choices"][0]["turns"]], name, folder.file("answers.jsonl"))
     return {row["question_id"]: Answer(name, tuple(row["choices"][0]["turns"])) for row in rows}
 
 
@@ -66,7 +66,7 @@ def answer_alpaca_eval(
         ]
 
     rows = _blockwise(folder, blocks, lambda each: each.instruction, lambda row: row["instruction"], answer)
-    _check_said([row["output"] for row in rows], name, folder)
+    _check_said([row["output"] for row in rows], name, folder.file("answers.jsonl"))
     return [Output(row["instruction"], row["output"], row["generator"], row["dataset"]) for row in rows]
 
 
@@ -97,12 +97,12 @@ def _mt_bench_row(question: int, name: str, talk: Messages) -> Row:
     return {"question_id": question, "model_id": name, "choices": [{"index": 0, "turns": turns}]}
 
 
-def _check_said(texts: Sequence[str], name: str, folder: Folder) -> None:
-    empty = sum(not text for text in texts)
+def _check_said(texts: Sequence[str], name: str, path: Path) -> None:
+    empty = sum(not text.strip() for text in texts)
     if empty == len(texts):
         raise JudgeError(
             f"{name} answered nothing to any of {len(texts)} prompts; see --chat and whether it is a chat model "
-            f"({folder.file('answers.jsonl')} has what it said)"
+            f"({path} has what it said)"
         )
     if empty:
         progress.say(
@@ -130,12 +130,16 @@ def given_mt_bench(path: Path, name: str | None, questions: Sequence[Question]) 
     short = [each.id for each in questions if len(answers[each.id].turns) < len(each.turns)]
     if short:
         raise DataError(f"{path}: the answer to question {short[0]} has fewer turns than the question; answer it again")
-    return {question.id: answers[question.id] for question in questions}
+    asked = {question.id: answers[question.id] for question in questions}
+    said = [turn for question in questions for turn in asked[question.id].turns[: len(question.turns)]]
+    _check_said(said, name or next(iter(asked.values())).model, path)
+    return asked
 
 
 def given_alpaca_eval(path: Path, name: str | None) -> list[Output]:
     """A model's outputs in a file. Raises `DataError`."""
     outputs = alpaca_eval.read_outputs(path)
+    _check_said([output.output for output in outputs], name or outputs[0].generator, path)
     return [replace(output, generator=name) for output in outputs] if name else outputs
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import bactrian
 from bactrian.errors import DataError, RunError
 from bactrian.evaluate.calls import Store
-from bactrian.run import write_json, write_jsonl, writing
+from bactrian.run import read_jsonl, write_json, write_jsonl, writing
 
 Row = dict[str, Any]
 
@@ -70,6 +70,22 @@ class Folder:
             )
         else:
             write_json(path, settings)
+
+    def keep_questions(self, rows: list[Row]) -> None:
+        """Write what is asked. Raises `RunError` where answers to something else are there."""
+        before = read_jsonl(self.file("questions.jsonl"))
+        if before and self.file("answers.jsonl").exists() and before != json.loads(json.dumps(rows)):
+            raise RunError(f"{self.path}: answers to other questions are there; choose another --out")
+        self.write_rows("questions.jsonl", rows)
+
+    def keep_given(self, path: Path, rows: list[Row]) -> None:
+        """Copy a file's answers into the folder. Raises `RunError` where answers that a model made are there."""
+        own = self.file("answers.jsonl")
+        if own.exists() and path.samefile(own):
+            return
+        if self.file("settings.json").exists():
+            raise RunError(f"{self.path}: the answers of a model are there; choose another --out")
+        self.write_rows("answers.jsonl", rows)
 
     def answers(self) -> list[Row]:
         """The answers that are there; a line that a kill left half-written is cut off."""

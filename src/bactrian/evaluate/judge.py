@@ -20,15 +20,15 @@ _AT_ONCE = 16  # a model's judgments are kept so many at a time
 
 
 class Replay:
-    """Answers from kept judgments, by the text of the prompt; whatever was not judged then fails."""
+    """Answers from kept judgments, by the text of the prompt and the sample; whatever was not judged then fails."""
 
-    def __init__(self, name: str, replies: dict[str, Reply]):
+    def __init__(self, name: str, replies: calls.Kept):
         self.name = name
         self._replies = replies
 
     def ask(self, calls: list[Call], usable: Usable) -> list[Reply | Failure]:
         missing = Failure("there is no kept judgment of this")
-        return [self._replies.get(call.messages[-1].content, missing) for call in calls]
+        return [self._replies.get((call.messages[-1].content, call.sample), missing) for call in calls]
 
 
 def replay(path: Path, template: str | None = None, version: alpaca_eval.Version = 1) -> Replay:
@@ -42,12 +42,12 @@ def replay(path: Path, template: str | None = None, version: alpaca_eval.Version
         name = str(first.get("model", path.stem))
         return Replay(name, calls.kept(row for _, row in rows))
     if "user_prompt" in first or "g1_user_prompt" in first:
-        replies: dict[str, Reply] = {}
+        replies: calls.Kept = {}
         for _, row in rows:
             for game in ("", "g1_", "g2_"):
                 prompt, judgment = row.get(f"{game}user_prompt"), row.get(f"{game}judgment")
                 if isinstance(prompt, str) and isinstance(judgment, str):
-                    replies.setdefault(prompt, Reply(judgment))
+                    replies.setdefault((prompt, 0), Reply(judgment))
         judged = first.get("judge")
         return Replay(str(judged[0]) if isinstance(judged, list) and judged else path.stem, replies)
     if "preference" in first and template is not None:
@@ -58,15 +58,16 @@ def replay(path: Path, template: str | None = None, version: alpaca_eval.Version
 
 
 class Local:
-    """A model at hand as a judge, greedily; its judgments are kept as an address's are."""
+    """A model at hand as a judge, greedily; its judgments are kept as an address's are, under `kept_as`."""
 
-    def __init__(self, name: str, model: Responder, store: Store):
+    def __init__(self, name: str, kept_as: str, model: Responder, store: Store):
         self.name = name
+        self._kept_as = kept_as
         self._model = model
         self._store = store
 
     def ask(self, calls: list[Call], usable: Usable) -> list[Reply | Failure]:
-        waiting = {key: call for call in calls if self._store.find(key := call.key(self.name), 0) is None}
+        waiting = {key: call for call in calls if self._store.find(key := call.key(self._kept_as), 0) is None}
         # Alike settings together: one program, one batch.
         order = sorted(waiting.items(), key=lambda item: (item[1].choices, item[1].max_tokens, item[1].temperature))
         with progress.bar("judgments", len(order)) as bar:
@@ -75,7 +76,7 @@ class Local:
                 for (key, call), reply in zip(block, self._answer([call for _, call in block]), strict=True):
                     self._store.add(key, call, reply, usable(reply), model=self.name)
                 bar.to(start + len(block), len(order))
-        found = [self._store.find(call.key(self.name), 0) for call in calls]
+        found = [self._store.find(call.key(self._kept_as), 0) for call in calls]
         return [reply or Failure("the model was not asked", was_asked=False) for reply in found]
 
     def _answer(self, block: Sequence[Call]) -> list[Reply]:

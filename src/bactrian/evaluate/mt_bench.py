@@ -77,11 +77,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Bench:
-    """Questions, judge prompts by name, and reference answers by question."""
+    """Questions, judge prompts by name, and reference answers by question; `limit` where only the first are asked."""
 
     questions: tuple[Question, ...]
     templates: dict[str, Template]
     references: dict[int, tuple[str, ...]]
+    limit: int | None = None
 
 
 def category_of(question_id: int) -> str:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bactrian import progress
 from bactrian.data.records import Message, Messages
-from bactrian.errors import InputError, JudgeError
-from bactrian.evaluate import answers, mt_bench, mt_bench_scores, page, pictures, published
+from bactrian.errors import InputError
+from bactrian.evaluate import answers, mt_bench, mt_bench_scores, page, pictures, published, verdicts
 from bactrian.evaluate.artifacts import Folder, Result
 from bactrian.evaluate.calls import Call
 from bactrian.evaluate.judge import AnyJudge, Reward
@@ -38,13 +37,13 @@ def read(files: Files) -> tuple[Bench, Path]:
         found = published.locate(published.MT_BENCH_REFERENCES, files.references, files.data)
         for by_question in mt_bench.read_answers(found).values():
             references |= {key: answer.turns for key, answer in by_question.items()}
-    return Bench(questions, templates, references), path
+    return Bench(questions, templates, references, files.limit), path
 
 
 def keep_questions(folder: Folder, path: Path, questions: Sequence[Question]) -> None:
-    """Copy the questions into the folder. Raises `RunError` where others are there."""
+    """Copy the questions into the folder. Raises `RunError` where answers to others are there."""
     wanted = {question.id for question in questions}
-    folder.write_rows("questions.jsonl", [row for row in answers.question_rows(path) if row["question_id"] in wanted])
+    folder.keep_questions([row for row in answers.question_rows(path) if row["question_id"] in wanted])
 
 
 def single(folder: Folder, bench: Bench, given: dict[int, Answer], judge: AnyJudge) -> Row:
@@ -53,16 +52,16 @@ def single(folder: Folder, bench: Bench, given: dict[int, Answer], judge: AnyJud
         raise InputError(f"{judge.name}: a reward rates on no scale of 1 to 10; compare two models, with --against")
     rows = mt_bench.judge_single(bench, given, judge)
     folder.write_rows("judgments.jsonl", rows)
-    _stop_if_unasked(rows, folder)
+    verdicts.check(rows, folder, judge)
     placed = [(f"{folder.file('judgments.jsonl')}:{n}", row) for n, row in enumerate(rows, start=1)]
     scores = mt_bench_scores.single(placed, {question.id: question.category for question in bench.questions})
-    _write(folder, scores, judge.name)
+    _write(folder, scores, judge.name, bench.limit)
     page.write_mt_bench(folder.file("page.html"), rows, bench.questions, [given])
-    _tell_of_failures(rows)
+    verdicts.tell_of_failures(rows, judge)
     return scores
 
 
-def _write(folder: Folder, scores: dict[str, Row], judge: str) -> None:
+def _write(folder: Folder, scores: dict[str, Row], judge: str, limit: int | None = None) -> None:
     results = [
         Result(
             metric="mt_bench",
@@ -73,7 +72,7 @@ def _write(folder: Folder, scores: dict[str, Row], judge: str) -> None:
             low=each["interval"]["low"],
             high=each["interval"]["high"],
             judge=judge,
-            note=f"{each['failed']} judgments failed" if each["failed"] else None,
+            note=verdicts.note(each["failed"], limit),
         )
         for model, each in scores.items()
         if each["interval"]
@@ -103,7 +102,7 @@ def pairwise(folder: Folder, bench: Bench, first: dict[int, Answer], second: dic
     else:
         rows = mt_bench.judge_pairs(bench, first, second, judge)
     folder.write_rows("judgments.jsonl", rows)
-    _stop_if_unasked(rows, folder)
+    verdicts.check(rows, folder, judge)
     placed = [(f"{folder.file('judgments.jsonl')}:{n}", row) for n, row in enumerate(rows, start=1)]
     scores = mt_bench_scores.pairwise(placed)
     own = scores[names[0]]
@@ -119,11 +118,12 @@ def pairwise(folder: Folder, bench: Bench, first: dict[int, Answer], second: dic
                 low=100 * own["interval"]["low"],
                 high=100 * own["interval"]["high"],
                 judge=judge.name,
+                note=verdicts.note(own["failed"], bench.limit),
             )
         ]
     folder.write_scores(scores, results, benchmark="mt-bench", mode="pairwise", judge=judge.name)
     page.write_mt_bench(folder.file("page.html"), rows, bench.questions, [first, second])
-    _tell_of_failures(rows)
+    verdicts.tell_of_failures(rows, judge)
     return scores
 
 
@@ -180,21 +180,3 @@ def _talk(question: Question, answer: Answer, turn: int) -> Messages:
     for asked, said in zip(question.turns[:turn], answer.turns[:turn], strict=True):
         talk += (Message("user", asked), Message("assistant", said))
     return talk
-
-
-def _stop_if_unasked(rows: list[Row], folder: Folder) -> None:
-    unasked = [row for row in rows if row.get("was_asked") is False]
-    if unasked:
-        raise JudgeError(
-            f"{len(unasked)} of {len(rows)} judgments were not asked for: {unasked[0]['error']}; the others are in "
-            f"{folder.file('judgments.jsonl')}, and the same command with a larger budget goes on"
-        )
-
-
-def _tell_of_failures(rows: list[Row]) -> None:
-    failed = [row for row in rows if "error" in row]
-    if failed:
-        progress.say(
-            f"warning: {len(failed)} of {len(rows)} judgments failed ({failed[0]['error']}) and are in no mean; "
-            f"the same command asks for them again"
-        )

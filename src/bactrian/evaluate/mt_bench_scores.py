@@ -4,10 +4,11 @@ A judgment without a rating (score -1) is left out of every mean and counted. Th
 remain, not the mean of the two turns' means: they differ where one was left out.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import permutations
+from itertools import combinations
 from typing import Any
 
 from bactrian.errors import DataError
@@ -43,17 +44,27 @@ def single(rows: Rows, categories: dict[int, str] | None = None) -> dict[str, Ro
     """
     by_model: dict[str, list[tuple[int, int, float | None]]] = {}
     for where, row in rows:
-        by_model.setdefault(str(row["model"]), []).append(
-            (_whole(row["question_id"], where), _whole(row["turn"], where), _score(row, where))
-        )
+        by_model.setdefault(str(row["model"]), []).append(_judged(row, where))
     scores = {model: _single(judged, categories) for model, judged in by_model.items()}
-    items = {model: _items(judged) for model, judged in by_model.items()}
-    for first, second in permutations(scores, 2):
-        questions = sorted(items[first].keys() & items[second].keys())
-        found = statistics.compare([items[first][q] for q in questions], [items[second][q] for q in questions])
+    found_items = {model: _items(judged) for model, judged in by_model.items()}
+    for first, second in combinations(scores, 2):
+        one, other = found_items[first], found_items[second]
+        questions = sorted(one.keys() & other.keys())
+        found = statistics.compare([one[q] for q in questions], [other[q] for q in questions])
         if found:
             scores[first].setdefault("versus", {})[second] = found.as_row()
+            scores[second].setdefault("versus", {})[first] = found.mirrored().as_row()
     return scores
+
+
+def items(rows: Rows) -> dict[int, list[float]]:
+    """The scores of each question in judgments of one model."""
+    return _items([_judged(row, where) for where, row in rows])
+
+
+def _judged(row: Row, where: str) -> tuple[int, int, float | None]:
+    """Question, turn and score of a judgment."""
+    return _whole(row.get("question_id"), where), _whole(row.get("turn"), where), _score(row, where)
 
 
 def _single(judged: list[tuple[int, int, float | None]], categories: dict[int, str] | None) -> Row:
@@ -157,10 +168,10 @@ def _score(row: Row, where: str) -> float | None:
         return None
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise DataError(f"{where}: `score` is {score!r}; it should be a number, -1 where there is none")
-    return None if score == FAILED else score
+    return None if score == FAILED or math.isnan(score) else score
 
 
 def _whole(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise DataError(f"{where}: {value!r} should be a whole number")
-    return value
+    return int(value)

@@ -5,7 +5,7 @@ set: the two turns of a question go together. Efron and Tibshirani 1993, chapter
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class Comparison:
     def is_noise(self) -> bool:
         """Whether the interval of the difference holds 0."""
         return self.low <= 0 <= self.high
+
+    def mirrored(self) -> "Comparison":
+        """The second compared with the first."""
+        swapped = {"better": self.worse, "worse": self.better}
+        return replace(self, difference=-self.difference, low=-self.high, high=-self.low, **swapped)
 
     def as_row(self) -> dict[str, Any]:
         return {**asdict(self), "within_noise": self.is_noise}

@@ -13,7 +13,8 @@ _SIDE_BY_SIDE = 3  # models
 
 
 def _show(table: Table) -> None:
-    Console(highlight=False).print(table)
+    # Where it goes to a file, no cell needs to be broken.
+    Console(highlight=False, width=None if Console().is_terminal else 140).print(table)
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -60,6 +61,20 @@ def mt_bench(scores: dict[str, Row]) -> None:
             found = scores[first].get("versus", {}).get(second)
             if found:
                 _compare(first, second, found)
+
+
+def compared(found: dict[str, Row], first: str, second: str) -> None:
+    """A row per benchmark."""
+    table = Table(title=f"{first} less {second}", title_justify="left")
+    for name in ("benchmark", "difference", "95 %", "p", "McNemar", "better", "worse", "items", ""):
+        table.add_column(name, justify="left" if name in ("benchmark", "") else "right")
+    for benchmark, row in found.items():
+        chance = [_number(row["p_value"], 4), _number(row["mcnemar"], 4)]
+        counts = [str(row["better"]), str(row["worse"]), str(row["n"])]
+        alone = row["only_first"] + row["only_second"]
+        notes = (["within noise"] if row["within_noise"] else []) + ([f"{alone} of one alone"] if alone else [])
+        table.add_row(benchmark, f"{row['difference']:+.3f}", _range(row, 3), *chance, *counts, "; ".join(notes))
+    _show(table)
 
 
 def _many(models: list[str], rows: dict[str, list[str]]) -> None:
