@@ -83,6 +83,17 @@ def test_hosts_agree_when_to_stop():
     assert "Preempted: saved" in first.err and "Preempted: saved" in second.err
 
 
+@pytest.mark.parametrize("asked_before", [0, 3])
+def test_hosts_that_are_told_to_stop_while_nobody_asks_stop_when_somebody_does(asked_before: int):
+    then = f"import os, signal; [together.should_stop() for _ in range({asked_before})]"
+    then += "\n    if together.index: os.kill(os.getpid(), signal.SIGTERM)"
+    # As between two loops of a run, where they load, compile and agree on much else.
+    then += "\n    time.sleep(2); together.agree('more', int); together.wait('more')"
+    then += "\n    step = 0\n    while step < 40 and not together.should_stop():\n        step += 1; time.sleep(0.05)"
+    then += "\n    print(together.is_stopping)"
+    assert [ended.out for ended in together(then)] == ["True\nparted well\n"] * 2
+
+
 # Whole runs
 
 

@@ -41,6 +41,7 @@ class Hosts:
         self.names = {index: socket.gethostname()}
         self._client = client
         self._asked = 0
+        self._asked_to_stop = 0
         self.is_stopping = False  # the last answer of `should_stop`
         self._in_order = False
         self._patience = float(os.environ.get("BACTRIAN_BARRIER_TIMEOUT", _PATIENCE))
@@ -106,8 +107,9 @@ class Hosts:
         if self.count > 1 and not self.is_stopping:
             from jax.experimental import multihost_utils
 
-            self._asked += 1
-            self.is_stopping = multihost_utils.reached_preemption_sync_point(self._asked)
+            # A count of its own: JAX stops at the number after the highest that some process has reached, and no other.
+            self._asked_to_stop += 1
+            self.is_stopping = multihost_utils.reached_preemption_sync_point(self._asked_to_stop)
         return self.is_stopping
 
     @contextmanager
