@@ -267,7 +267,7 @@ _share = jax.jit(decoding.share)
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _empty_cache(config: llama.Config, rows: int, places: int, dtype: llama.Dtype, mesh: Mesh | None) -> Cache:
     cache = decoding.empty_cache(config, rows, places, dtype)
-    return cache if mesh is None else jax.lax.with_sharding_constraint(cache, meshes.of_cache(mesh, config))
+    return cache if mesh is None else jax.lax.with_sharding_constraint(cache, meshes.of_cache(mesh, config, rows))
 
 
 @jax.jit

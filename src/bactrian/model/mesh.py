@@ -82,13 +82,24 @@ def parts(sizes: dict[str, int]) -> tuple[int, int]:
 def make(sizes: dict[str, int], devices: Any = None) -> Mesh | None:
     """A mesh of these devices, all there are if not said; None for one device, which needs none.
 
-    Neighbours along the last axes are near each other where the hardware says so.
+    Neighbours along the last axes are near each other where the hardware says so. Several TPU slices, between which the
+    network is slow, are parts of one axis, data or fsdp. Raises `RecipeError` where neither divides over them.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) == 1:
         return None
     shape = tuple(sizes[axis] for axis in AXES)
-    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+    outer = next((axis for axis in shards.TABLE["batch"] if sizes[axis] % slices == 0), None)
+    if outer is None:
+        told = " nor ".join(f"{axis} {sizes[axis]}" for axis in shards.TABLE["batch"])
+        raise RecipeError(f"mesh: neither {told} divides over {slices} TPU slices; make one of them a multiple of it")
+    between = tuple(slices if axis == outer else 1 for axis in AXES)
+    within = tuple(size // parts for size, parts in zip(shape, between, strict=True))
+    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES)
 
 
 def sharding(mesh: Mesh, axes: tuple[str, ...]) -> NamedSharding:
@@ -149,10 +160,13 @@ def of_decoding(mesh: Mesh, config: llama.Config) -> llama.Parameters:
     return {**whole, "layers": (layer,) * config.num_layers}
 
 
-def of_cache(mesh: Mesh, config: llama.Config) -> NamedSharding:
-    """The sharding of every array of a decoding cache: by key/value heads, where they divide."""
+def of_cache(mesh: Mesh, config: llama.Config, rows: int) -> NamedSharding:
+    """The sharding of every array of a decoding cache: by its rows and by key/value heads, where they divide."""
     splits = shards.splits(mesh, ("kv_heads",), llama.share(config, mesh).counts)
-    return NamedSharding(mesh, P(None, splits[0] or None))
+    over = shards.TABLE["batch"]
+    while over and rows % shards.size(mesh, over):
+        over = over[1:]
+    return NamedSharding(mesh, P(over or None, splits[0] or None))
 
 
 def own_parts(mesh: Mesh | None) -> frozenset[int] | None:

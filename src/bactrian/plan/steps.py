@@ -102,7 +102,7 @@ def _decode(job: Job, computation: Computation, parameters: Any, place: _Place) 
     cast = jax.eval_shape(partial(decoding.lay_out, dtype=compute.dtype), parameters)
     cast = place(cast, lambda mesh: meshes.of_decoding(mesh, config))
     cache = jax.eval_shape(partial(decoding.empty_cache, config, _DECODED_ROWS, places, compute.dtype))
-    cache = place(cache, lambda mesh: jax.tree.map(lambda _: meshes.of_cache(mesh, config), cache))
+    cache = place(cache, lambda mesh: jax.tree.map(lambda _: meshes.of_cache(mesh, config, _DECODED_ROWS), cache))
     rows = jax.eval_shape(
         lambda: engine.Rows(
             jnp.zeros(_DECODED_ROWS, jnp.int32),
