@@ -1,11 +1,14 @@
-"""Writes a model and reads it back, spread over this process's devices; the test beside it watches the memory.
+"""Writes a model and reads it back, spread over this process's devices, and watches its own memory meanwhile.
 
-Arguments: a folder, a dtype, then width, MLP width, layers and vocabulary. Prints the bytes of anonymous memory before
-there was a model, and the bytes of the model.
+Arguments: a folder, a dtype, then width, MLP width, layers and vocabulary. Prints the bytes of the model's arrays, and
+the most of anonymous memory that there was beside them and beside what there was before, while it was written and read.
 """
 
 import re
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +17,31 @@ import jax.numpy as jnp
 
 from bactrian.model import llama, weights
 
+_EVERY = 0.002  # seconds between two looks at the memory
 
-def anonymous_bytes(process: int | str = "self") -> int:
-    status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    if found is None:
-        raise ProcessLookupError(process)  # it has ended, and nobody has asked for its code
+
+def anonymous_bytes() -> int:
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
     return 1024 * int(found[1])
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The most of anonymous memory while this lasts, when it is over."""
+    seen, over = [0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(_EVERY):
+            seen[0] = max(seen[0], anonymous_bytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def shardings(config: llama.Config):
@@ -57,16 +78,18 @@ def main(folder: Path, dtype: llama.Dtype, width: int, mlp_width: int, layers: i
         placed,
         is_leaf=is_spec,
     )
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(parameters))
-    weights.save(folder, config, parameters, dtype, (2,), 1, shard_bytes=size / 3)
-    del parameters
-    parameters = weights.load(folder, dtype, placed if jax.device_count() > 1 else None)
+    # What several devices hold alike counts for each of them.
+    size = sum(shard.data.nbytes for leaf in jax.tree.leaves(parameters) for shard in leaf.addressable_shards)
+    with watched() as peak:
+        weights.save(folder, config, parameters, dtype, (2,), 1, shard_bytes=size / 3)
+        del parameters
+        parameters = weights.load(folder, dtype, placed if jax.device_count() > 1 else None)
     for (keys, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(parameters), jax.tree.leaves(placed), strict=True
     ):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim) or jax.device_count() == 1
         assert jax.jit(lambda read: jnp.all(read == pattern(read.shape, read.dtype)))(leaf), keys
-    print(before, size)
+    print(size, peak[0] - before - size)
 
 
 if __name__ == "__main__":

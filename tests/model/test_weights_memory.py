@@ -6,11 +6,9 @@ On one device and spread over many; the numbers are compared in the process that
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from large_model import anonymous_bytes
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 
@@ -20,23 +18,15 @@ WIDE = ("bfloat16", 8192, 28672, 5, 32000)
 
 
 def extra_memory(folder: Path, devices: int, arguments: tuple) -> tuple[int, int]:
-    """The bytes of a model, and the most of anonymous memory beside it while it was written and read."""
+    """The bytes of a model's arrays, and the most of anonymous memory beside them while it was written and read."""
     program = [sys.executable, str(Path(__file__).with_name("large_model.py")), str(folder), *map(str, arguments)]
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    peak = 0
-    with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            try:
-                peak = max(peak, anonymous_bytes(process.pid))
-            except OSError:
-                break  # it has just ended
-            time.sleep(0.002)
-        out, _ = process.communicate()
-    assert process.returncode == 0
-    before, size = map(int, out.split())
-    print(f"{devices} devices: {size / 1e9:.2f} GB, beside it {(peak - before - size) / 2**20:.0f} MiB")
-    return size, peak - before - size
+    done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    size, extra = map(int, done.stdout.split())
+    print(f"{devices} devices: {size / 1e9:.2f} GB, beside it {extra / 2**20:.0f} MiB")
+    return size, extra
 
 
 def test_a_model_spread_over_devices_is_the_same_model(tmp_path: Path):
