@@ -99,17 +99,22 @@ class Prepared:
         )
 
 
+def check_places(name: StageName, settings: Stage, parts: int) -> None:
+    """Raise `RecipeError` where the places of a row cannot be shared out in so many equal parts."""
+    if settings.row_length % parts:
+        fitting = settings.row_length // parts * parts
+        raise RecipeError(
+            f"{name}.row_length is {settings.row_length}, and its places do not divide over mesh.sequence × "
+            f"mesh.tensor = {parts}; {fitting or parts} would"
+        )
+
+
 def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path, parts: Parts = ALONE) -> Prepared:
     """Tokenize a stage's data, or find it tokenized, and plan its rows.
 
     Raises `DataError`, `ChatError`, and `RecipeError` where rows cannot be shared out in equal parts.
     """
-    if settings.row_length % parts.places:
-        fitting = settings.row_length // parts.places * parts.places
-        raise RecipeError(
-            f"{name}.row_length is {settings.row_length}, and its places do not divide over mesh.sequence × "
-            f"mesh.tensor = {parts.places}; {fitting or parts.places} would"
-        )
+    check_places(name, settings, parts.places)
     for source in (*settings.data, *settings.heldout):
         if source.format not in _FORMATS[name]:
             wanted = " or ".join(_FORMATS[name])

@@ -117,6 +117,11 @@ def test_a_collective_that_runs_inside_others_is_one():
   ROOT %g2 = bf16[32]{0} all-gather(%p), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}
 }
 
+%other (p: bf16[8]) -> bf16[32] {
+  %p = bf16[8]{0} parameter(0)
+  ROOT %g3 = bf16[32]{0} all-gather(%p), channel_id=5, replica_groups=[2,4]<=[8], frontend_attributes={chain_id="2"}
+}
+
 %all-reduce-scatter.1 (p: f32[32]) -> f32[8] {
   %p = f32[32]{0} parameter(0)
   %r = f32[32]{0} all-reduce(%p), channel_id=6, replica_groups=[2,4]<=[8], to_apply=%add
@@ -128,10 +133,11 @@ ENTRY %main (x: bf16[8], y: f32[32]) -> f32[8] {
   %y = f32[32]{0} parameter(1)
   %a = bf16[32]{0} fusion(%x), kind=kCustom, calls=%start
   %b = bf16[32]{0} fusion(%x), kind=kCustom, calls=%meanwhile
+  %d = bf16[32]{0} fusion(%x), kind=kCustom, calls=%other
   ROOT %c = f32[8]{0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
     traffic = {each.kind: each for each in collectives.summed(collectives.of(hlo.parse(text), SIZES))}
-    assert (traffic["all-gather"].count, traffic["all-gather"].bytes) == (1, 3 * 16)
+    assert (traffic["all-gather"].count, traffic["all-gather"].bytes) == (2, 2 * 3 * 16)
     assert (traffic["reduce-scatter"].count, traffic["reduce-scatter"].bytes) == (1, 32 * 4 * 3 / 4)
     assert "all-reduce" not in traffic

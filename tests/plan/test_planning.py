@@ -1,6 +1,7 @@
 """A plan put together: what fits, what would help, what it costs; and the real compilers, where they are installed."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bactrian.model import hf_config
 from bactrian.plan import check, compile, planning, show, targets
 from bactrian.plan.collectives import Collective
 from bactrian.plan.compile import Measured
+from bactrian.plan.hlo import Frame
 from bactrian.plan.memory import Buffer
 from bactrian.plan.planning import Planned
 from bactrian.plan.workload import Workload
@@ -55,12 +57,30 @@ def test_what_does_not_fit_says_by_how_much_and_why():
     ("changes", "held", "advice"),
     [
         (["model.remat=none"], 4.0, "model.remat=full"),
-        ([], 70.0, "a larger target"),
-        ([], 4.0, "mesh.sequence=2"),
+        ([], 90.0, "model.parameters=bfloat16, with which about 45.0 GiB"),
+        ([], 200.0, "a larger target"),
+        (["model.parameters=bfloat16"], 90.0, "a larger target"),
+        ([], 4.0, "mesh.sequence=2, which"),
+        (["mesh.fsdp=8"], 4.0, "mesh.sequence=2 and mesh.fsdp=-1, which"),
+        (["sft.row_length=8191"], 4.0, "sft.row_length"),
     ],
 )
 def test_advice_is_a_setting_that_takes_what_is_too_much(changes: list[str], held: float, advice: str):
     assert planning.help_for(planned(80.0, *changes, held=held)).startswith(advice)
+
+
+def test_a_cache_that_is_too_large_is_shared_by_heads_or_made_shorter():
+    def decoding(*changes: str) -> Planned:
+        found = planned(20.0, *changes)
+        (step,) = found.steps.values()
+        larger = step._replace(total=80.0 * GIB, buffers=step.buffers[1:])
+        return replace(found, steps={**found.steps, "decode": larger})
+
+    found = decoding()
+    assert not found.fits and planning.help_for(found).startswith("mesh.tensor=2, which")
+    assert found.to_json()["buffers"][0]["name"] == "name7", "those of the step that needs most"
+    alone = replace(found, target=targets.find("1xh100"), sizes=dict.fromkeys(found.sizes, 1))
+    assert planning.help_for(alone).startswith("evaluation.max_tokens, which is ")
 
 
 def test_hours_are_updates_and_cost_is_of_chips():
@@ -99,7 +119,18 @@ def test_a_batch_does_not_travel_over_its_rows():
     (said,) = check.violations(planned(20.0, sent=(hidden,)))
     assert "all-reduce over fsdp carries bf16[8,8192,4096]" in said
     assert check.violations(planned(20.0, sent=(hidden._replace(axes=("tensor",)),))) == []
-    small = hidden._replace(arrays=("f32[8192]", "f32[]"))
+    # A row's hidden states that have as many elements as a weight are told by where they come from.
+    alike = hidden._replace(arrays=("bf16[1,4096,4096]",), frame=Frame("model/llama.py", "_layer", 1))
+    square = planned(20.0, "sft.row_length=4096", sent=(alike,))
+    plan = packing.plan(np.full(128, 4096), mixture.order(128, 128, 2, 0), 4096, 8, 1)
+    square = replace(square, workload=replace(square.workload, plan=plan))
+    assert len(check.violations(square)) == 1
+    fetched = alike._replace(frame=Frame("model/shards.py", "Share.fetch", 1))
+    weight = square.train._replace(collectives=(fetched,))
+    assert check.violations(replace(square, steps={"train": weight})) == []
+    tokens = hidden._replace(arrays=("s32[8,8192]",))
+    assert len(check.violations(planned(20.0, sent=(tokens,)))) == 1
+    small = hidden._replace(arrays=("f32[8192]", "f32[]", "s32[4,8]"))
     assert check.violations(planned(20.0, sent=(small,))) == []
 
 

@@ -25,11 +25,13 @@ def plan(
 ) -> None:
     """Compile a recipe for hardware that is not here: memory, time, cost. Exits with 1 where it does not fit."""
     from bactrian import recipe as recipes
-    from bactrian.errors import RecipeError, RunFailed
+    from bactrian.errors import InputError, RecipeError, RunFailed
     from bactrian.plan import check as checking
     from bactrian.plan import planning, show, targets
     from bactrian.plan import search as searching
 
+    if search and check:
+        raise InputError("--check reads one plan; give it the settings that --search finds")
     whole, where = recipes.load(recipe, overrides or []), targets.find(target)
     name = stage or next(iter(whole.stages()))
     if name not in whole.stages():

@@ -15,6 +15,8 @@ from bactrian.plan import collectives
 from bactrian.plan.collectives import Collective
 from bactrian.plan.planning import Planned
 
+_WHOLE_NUMBERS = ("s32", "u32", "s8", "u8", "pred")
+_FETCHED_IN = "model/shards.py"  # weights, and their gradients on the way back
 _PASSES = 2  # forward, and backward, which computes from what it gathers again
 
 
@@ -27,13 +29,32 @@ def _strangers(planned: Planned) -> list[str]:
     weights = {count for name in _specs(planned) for count in _elements(planned, name)}
     found = []
     for each in _over_rows(planned):
-        large = [array for array in each.arrays if collectives.elements(array) > _small(planned)]
-        strange = [array for array in large if collectives.elements(array) not in weights]
+        strange = [array for array in each.arrays if _is_strange(planned, each, array, weights)]
         if strange:
             found.append(
                 f"{each.kind} over {'+'.join(each.axes)} carries {', '.join(strange)}, no weight, in {each.op_name}"
             )
     return found
+
+
+def _is_strange(planned: Planned, each: Collective, array: str, weights: set[int]) -> bool:
+    count = collectives.elements(array)
+    if array.startswith(_WHOLE_NUMBERS):  # tokens, places: the batch itself
+        return count >= planned.workload.plan.row_length
+    if count <= _small(planned):
+        return False
+    # A row's hidden states may have as many elements as a weight: then it counts which line of ours asked for it.
+    is_fetched = each.frame is None or each.frame.file == _FETCHED_IN
+    return count not in weights or (count in _of_rows(planned) and not is_fetched)
+
+
+def _of_rows(planned: Planned) -> set[int]:
+    """How many elements there are in a microbatch's hidden states, all of them or as many as a device computes with."""
+    work, sizes = planned.workload, planned.sizes
+    places = work.microbatch_rows * work.plan.row_length * work.config.hidden_size
+    rows = sizes["data"] * sizes["fsdp"]
+    parts = {1, sizes["sequence"], sizes["tensor"], sizes["sequence"] * sizes["tensor"]}
+    return {places // (over * part) for over in (1, rows) for part in parts}
 
 
 def _repeated(planned: Planned) -> list[str]:

@@ -49,17 +49,20 @@ class Traffic(NamedTuple):
 
 def of(program: Program, sizes: Sizes, trips: Trips = lambda loop: 1.0) -> Iterator[Collective]:
     """The collectives of a program over a mesh; those within groups of one device send nothing and are left out."""
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for instruction, computation, home, times in program.runs(trips):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
         if home != computation and channel:
-            # TPUs run an asynchronous one inside other fusions: each of them, its start and its end hold a copy of it.
-            if (home, channel[1]) in seen:
+            # TPUs run an asynchronous one inside other fusions: each of them, its start and its end hold a copy of it,
+            # in one chain. Others may have its channel.
+            chain = re.search(r'chain_id="?(\w+)', instruction.attributes)
+            copy = (home, channel[1], chain[1] if chain else "")
+            if copy in seen:
                 continue
-            seen.add((home, channel[1]))
+            seen.add(copy)
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # as TPUs' compiler writes one: everybody then keeps a slice
         group = _group(instruction.attributes, math.prod(sizes.values()))

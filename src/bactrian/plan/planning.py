@@ -1,8 +1,10 @@
 """A plan: what a recipe's steps need on a target, whether that fits, what it costs in time, and what would help."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bactrian.errors import RecipeError
 from bactrian.model import mesh as meshes
 from bactrian.plan import collectives, compile, estimate, targets, workload
 from bactrian.plan.compile import Measured
@@ -10,9 +12,11 @@ from bactrian.plan.estimate import Times
 from bactrian.plan.steps import Job, Kind
 from bactrian.plan.targets import Target
 from bactrian.plan.workload import Workload
+from bactrian.prepare import check_places
 from bactrian.recipe import DPO, Recipe, StageName
 
 _SHOWN = 12  # buffers, the largest
+_HELD = 0.9  # of the memory: where parameters and optimizer take more, what is computed hardly matters
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Planned:
     def fits(self) -> bool:
         """Whether every step fits into a device's memory."""
         return all(step.total <= self.target.memory for step in self.steps.values())
+
+    @property
+    def largest(self) -> tuple[Kind, Measured]:
+        """The step that needs most memory."""
+        return max(self.steps.items(), key=lambda item: item[1].total)
 
     @property
     def lower(self) -> Times:
@@ -77,7 +86,7 @@ class Planned:
             "fits": self.fits,
             "hbm_bytes": None if self.target.chip.platform == "cpu" else self.target.memory,
             "bytes_per_device": bytes_of(self.train),
-            "buffers": [buffer._asdict() for buffer in self.train.buffers[:_SHOWN]],
+            "buffers": [buffer._asdict() for buffer in (self.train if self.fits else self.largest[1]).buffers[:_SHOWN]],
             "other_steps": {kind: bytes_of(step) for kind, step in self.steps.items() if kind != "train"},
             "flops_per_step": estimate.executed_flops(work, self.recipe.model.remat),
             "useful_flops_per_step": estimate.useful_flops(work),
@@ -103,13 +112,19 @@ class Planned:
         }
 
 
-def make(recipe: Recipe, name: StageName, target: Target, kinds: tuple[Kind, ...]) -> Planned:
-    """Compile a stage's steps for a target. Raises `RecipeError` where model or rows do not divide over the mesh."""
+def make(
+    recipe: Recipe, name: StageName, target: Target, kinds: tuple[Kind, ...], known: Mapping[Kind, Measured] = {}
+) -> Planned:
+    """Compile a stage's steps for a target, but for those that are `known`.
+
+    Raises `RecipeError` where model or rows do not divide over the mesh.
+    """
     sizes = meshes.sizes(recipe.mesh, target.devices)
     work = workload.of(recipe, name, *meshes.parts(sizes))
     meshes.check(sizes, work.config)
+    jobs = {kind: Job(kind, recipe, work, target, sizes) for kind in kinds}
     return Planned(
-        recipe, target, sizes, work, {kind: compile.measure(Job(kind, recipe, work, target, sizes)) for kind in kinds}
+        recipe, target, sizes, work, {kind: known.get(kind) or compile.measure(job) for kind, job in jobs.items()}
     )
 
 
@@ -124,19 +139,59 @@ def bytes_of(step: Measured) -> dict[str, float]:
 
 
 def help_for(planned: Planned) -> str:
-    """The setting that would most likely make a step fit that does not."""
-    recipe, sizes, name = planned.recipe, planned.sizes, planned.workload.name
-    rows, _ = meshes.parts(sizes)
-    held = sum(planned.train.arguments.values())
-    if held > 0.9 * planned.target.memory:
-        if sizes["data"] > 1:
-            return "mesh.data=1 and mesh.fsdp=-1, so that one copy of the model is spread over all devices"
-        return f"a larger target: what must stay in memory alone takes {held / targets.GIB:.1f} GiB"
+    """The setting that would most likely make a step fit that does not; one that a run takes."""
+    kind, step = planned.largest
+    recipe, name = planned.recipe, planned.workload.name
+    rows, _ = meshes.parts(planned.sizes)
+    if kind == "decode":
+        wider = _wider(planned, "tensor")
+        return wider or f"evaluation.max_tokens, which is {recipe.evaluation.max_tokens}, lower, for a smaller cache"
+    held = sum(step.arguments.values())
+    if held > _HELD * planned.target.memory:
+        return _less_held(planned, step, held)
     if recipe.model.remat != "full":
         return "model.remat=full, which computes activations again in place of keeping them"
     if planned.workload.microbatch_rows > rows:
         return f"{name}.microbatch_rows={rows}, fewer rows at once"
-    heads = planned.workload.config.num_heads
-    if heads % (2 * sizes["tensor"] * sizes["sequence"]) == 0:
-        return f"mesh.sequence={2 * sizes['sequence']}, which shares the places of a row among more devices"
-    return f"{name}.row_length, which is {planned.workload.plan.row_length}, lower, or a target with more memory"
+    shorter = f"{name}.row_length, which is {planned.workload.plan.row_length}, lower, or a target with more memory"
+    return _wider(planned, "sequence") or shorter
+
+
+def _less_held(planned: Planned, step: Measured, held: float) -> str:
+    """What would make parameters and optimizer smaller, which alone fill the memory."""
+    recipe, stage = planned.recipe, planned.recipe.stages()[planned.workload.name]
+    if planned.sizes["data"] > 1:
+        return "mesh.data=1 and mesh.fsdp=-1, so that one copy of the model is spread over all devices"
+    smaller = []
+    if stage.optimizer.moments == "float32":
+        smaller.append((f"{planned.workload.name}.optimizer.moments=int8", 0.73 * step.arguments.get("optimizer", 0)))
+    if recipe.model.parameters == "float32":
+        smaller.append(("model.parameters=bfloat16", 0.5 * step.arguments.get("parameters", 0)))
+    settings = []
+    for setting, saved in smaller:
+        if saved:
+            settings.append(setting)
+        held -= saved
+        if held < _HELD * planned.target.memory:
+            return f"{' and '.join(settings)}, with which about {held / targets.GIB:.1f} GiB stay in memory"
+    return f"a larger target: what must stay in memory alone takes {held / targets.GIB:.1f} GiB" + (
+        f", with {' and '.join(settings)} already" if settings else ""
+    )
+
+
+def _wider(planned: Planned, axis: str) -> str | None:
+    """Twice as many devices along an axis, taken from fsdp, where model and rows divide over them."""
+    size, mesh = 2 * planned.sizes[axis], planned.recipe.mesh
+    settings = [f"mesh.{axis}={size}"]
+    changed = mesh.model_copy(update={axis: size})
+    if -1 not in (changed.data, changed.fsdp, changed.sequence, changed.tensor):
+        changed = changed.model_copy(update={"fsdp": -1})
+        settings.append("mesh.fsdp=-1")
+    try:
+        sizes = meshes.sizes(changed, planned.target.devices)
+        meshes.check(sizes, planned.workload.config)
+        check_places(planned.workload.name, planned.recipe.stages()[planned.workload.name], meshes.parts(sizes)[1])
+    except RecipeError:
+        return None
+    what = "the places of a row" if axis == "sequence" else "heads, and with them the cache,"
+    return f"{' and '.join(settings)}, which shares {what} among more devices"

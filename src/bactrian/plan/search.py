@@ -45,7 +45,7 @@ def best(recipe: Recipe, name: StageName, target: Target) -> Iterator[Planned]:
 
 def _fitting(recipe: Recipe, name: StageName, target: Target) -> Iterator[Planned]:
     found: list[tuple[Mesh, int]] = []
-    tried = 0
+    kinds, tried = planning.kinds_of(recipe, name), 0
     for candidate in candidates(recipe, name, target):
         rows = candidate.recipe.stages()[name].microbatch_rows
         if tried == _COMPILED:
@@ -55,6 +55,9 @@ def _fitting(recipe: Recipe, name: StageName, target: Target) -> Iterator[Planne
         tried += 1
         with contextlib.suppress(RunFailed):
             planned = planning.make(candidate.recipe, name, target, ("train",))
+            if planned.fits:
+                # A run makes the other steps too.
+                planned = planning.make(candidate.recipe, name, target, kinds, planned.steps)
             if planned.fits:
                 # What computes more again on the same mesh is no better.
                 found.append((candidate.recipe.mesh, rows))

@@ -23,7 +23,7 @@ def summary(planned: Planned) -> str:
 
 def misfit(planned: Planned) -> str:
     """Why a plan does not fit: by how much, the three largest buffers, and what would help."""
-    kind, step = max(planned.steps.items(), key=lambda item: item[1].total)
+    kind, step = planned.largest
     largest = "; ".join(_buffer(buffer) for buffer in step.buffers[:3])
     over = (step.total - planned.target.memory) / GIB
     return (

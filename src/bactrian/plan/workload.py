@@ -17,6 +17,7 @@ from bactrian.data import mixture, packing
 from bactrian.data.packing import Plan
 from bactrian.errors import RecipeError
 from bactrian.model import hf_config, llama
+from bactrian.prepare import check_places
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 
 _SHORTEST = 16  # places of a drawn example
@@ -72,8 +73,9 @@ class Lengths(NamedTuple):
 def of(recipe: Recipe, name: StageName, row_parts: int, place_parts: int) -> Workload:
     """One stage's workload, its rows shared out in `row_parts`, the places of a row in `place_parts`.
 
-    Raises `RecipeError` where neither the data is at hand nor its size is stated.
+    Raises `RecipeError` where neither the data is at hand nor its size is stated, or where a run would refuse it.
     """
+    check_places(name, recipe.stages()[name], place_parts)
     return packed(lengths(recipe, name), name, recipe.stages()[name], row_parts, place_parts)
 
 
