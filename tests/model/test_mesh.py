@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, cast
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
@@ -148,3 +149,40 @@ def test_a_batch_is_split_by_rows_and_places():
     assert placed.tokens.spec == placed.branches.spec == P(None, ("data", "fsdp"), "sequence")
     assert placed.references.spec == P(None, ("data", "fsdp"), None, None)
     assert meshes.of_batch(mesh, batch).weights.spec == P(("data", "fsdp"), "sequence")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a TPU chip as laying out a mesh asks for."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "outer"),
+    [
+        ({"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1}, 0),
+        ({"data": 1, "fsdp": 4, "sequence": 1, "tensor": 2}, 1),
+        ({"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}, 1),
+    ],
+)
+def test_slices_between_which_the_network_is_slow_are_parts_of_one_axis(
+    sizes: dict[str, int], outer: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(meshes, "Mesh", lambda grid, axes: grid)
+    chips = [Chip(id, id // 4) for id in range(8)]
+    grid: Any = meshes.make(sizes, chips)
+    slices = np.vectorize(lambda chip: chip.slice_index, otypes=[int])(grid)
+    along = np.moveaxis(slices, outer, 0)
+    assert all(len(set(part.ravel())) == 1 for part in along), "a slice is whole within its part of the axis"
+    assert sorted(set(slices.ravel())) == [0, 1]
+
+
+def test_an_axis_that_does_not_divide_over_the_slices_is_refused():
+    chips = [Chip(id, id // 4) for id in range(8)]
+    with pytest.raises(RecipeError, match="neither data 1 nor fsdp 1 divides over 2 TPU slices"):
+        meshes.make({"data": 1, "fsdp": 1, "sequence": 4, "tensor": 2}, chips)
