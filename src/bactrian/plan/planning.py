@@ -122,10 +122,10 @@ def make(
     sizes = meshes.sizes(recipe.mesh, target.devices)
     work = workload.of(recipe, name, *meshes.parts(sizes))
     meshes.check(sizes, work.config)
-    jobs = {kind: Job(kind, recipe, work, target, sizes) for kind in kinds}
-    return Planned(
-        recipe, target, sizes, work, {kind: known.get(kind) or compile.measure(job) for kind, job in jobs.items()}
-    )
+    steps: dict[Kind, Measured] = {}
+    for kind in kinds:
+        steps[kind] = known.get(kind) or compile.measure(Job(kind, recipe, work, target, sizes))
+    return Planned(recipe, target, sizes, work, steps)
 
 
 def kinds_of(recipe: Recipe, name: StageName) -> tuple[Kind, ...]:
