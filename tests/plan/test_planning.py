@@ -76,7 +76,8 @@ def test_a_cache_that_is_too_large_is_shared_by_heads_or_made_shorter():
         larger = step._replace(total=80.0 * GIB, buffers=step.buffers[1:])
         return replace(found, steps={**found.steps, "decode": larger})
 
-    found = decoding()
+    assert decoding().fits, "nothing is answered"
+    found = decoding("evaluation.prompts=questions.jsonl")
     assert not found.fits and planning.help_for(found).startswith("mesh.tensor=2, which")
     assert found.to_json()["buffers"][0]["name"] == "name7", "those of the step that needs most"
     alone = replace(found, target=targets.find("1xh100"), sizes=dict.fromkeys(found.sizes, 1))

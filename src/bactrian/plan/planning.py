@@ -33,15 +33,20 @@ class Planned:
     def train(self) -> Measured:
         return self.steps["train"]
 
+    def is_made(self, kind: Kind) -> bool:
+        """Whether the run makes a step: it decodes where its recipe has prompts to answer."""
+        return kind != "decode" or self.recipe.evaluation.prompts is not None
+
     @property
     def fits(self) -> bool:
-        """Whether every step fits into a device's memory."""
-        return all(step.total <= self.target.memory for step in self.steps.values())
+        """Whether every step that the run makes fits into a device's memory."""
+        return self.largest[1].total <= self.target.memory
 
     @property
     def largest(self) -> tuple[Kind, Measured]:
-        """The step that needs most memory."""
-        return max(self.steps.items(), key=lambda item: item[1].total)
+        """The step that needs most memory, of those that the run makes."""
+        made = [(kind, step) for kind, step in self.steps.items() if self.is_made(kind)]
+        return max(made, key=lambda item: item[1].total)
 
     @property
     def lower(self) -> Times:

@@ -53,6 +53,7 @@ def _memory(planned: Planned) -> list[str]:
         total = parts.pop("total")
         each = ", ".join(f"{name} {value / GIB:.2f}" for name, value in parts.items())
         verdict = "fits" if total <= planned.target.memory else "does not fit"
+        verdict += "" if planned.is_made(kind) else "; the recipe has no prompts to answer"
         found.append(f"  {kind:10}  {total / GIB:6.2f} GiB, {verdict} ({each})")
     found += [f"    {_buffer(buffer)}" for buffer in planned.train.buffers[:_BUFFERS]]
     return found
