@@ -45,7 +45,7 @@ class Planned:
     @property
     def largest(self) -> tuple[Kind, Measured]:
         """The step that needs most memory, of those that the run makes."""
-        made = [(kind, step) for kind, step in self.steps.items() if self.is_made(kind)]
+        made: list[tuple[Kind, Measured]] = [(kind, step) for kind, step in self.steps.items() if self.is_made(kind)]
         return max(made, key=lambda item: item[1].total)
 
     @property
