@@ -1,7 +1,7 @@
 """A plan: what a recipe's steps need on a target, whether that fits, what it costs in time, and what would help."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bactrian.errors import RecipeError
@@ -118,20 +118,22 @@ class Planned:
         }
 
 
-def make(
-    recipe: Recipe, name: StageName, target: Target, kinds: tuple[Kind, ...], known: Mapping[Kind, Measured] = {}
-) -> Planned:
-    """Compile a stage's steps for a target, but for those that are `known`.
-
-    Raises `RecipeError` where model or rows do not divide over the mesh.
-    """
+def make(recipe: Recipe, name: StageName, target: Target, kinds: tuple[Kind, ...]) -> Planned:
+    """Compile a stage's steps for a target. Raises `RecipeError` where model or rows do not divide over the mesh."""
     sizes = meshes.sizes(recipe.mesh, target.devices)
     work = workload.of(recipe, name, *meshes.parts(sizes))
     meshes.check(sizes, work.config)
-    steps: dict[Kind, Measured] = {}
+    return extended(Planned(recipe, target, sizes, work, {}), kinds)
+
+
+def extended(planned: Planned, kinds: Sequence[Kind]) -> Planned:
+    """A plan with these steps too; what it has is not compiled again."""
+    steps = dict(planned.steps)
     for kind in kinds:
-        steps[kind] = known.get(kind) or compile.measure(Job(kind, recipe, work, target, sizes))
-    return Planned(recipe, target, sizes, work, steps)
+        if kind not in steps:
+            job = Job(kind, planned.recipe, planned.workload, planned.target, planned.sizes)
+            steps[kind] = compile.measure(job)
+    return replace(planned, steps=steps)
 
 
 def kinds_of(recipe: Recipe, name: StageName) -> tuple[Kind, ...]:

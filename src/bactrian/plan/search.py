@@ -15,6 +15,7 @@ from bactrian.model import mesh as meshes
 from bactrian.plan import estimate, planning, workload
 from bactrian.plan.collectives import Collective
 from bactrian.plan.planning import Planned
+from bactrian.plan.steps import Kind
 from bactrian.plan.targets import Target
 from bactrian.plan.workload import Workload
 from bactrian.recipe import Mesh, Recipe, StageName
@@ -45,7 +46,7 @@ def best(recipe: Recipe, name: StageName, target: Target) -> Iterator[Planned]:
 
 def _fitting(recipe: Recipe, name: StageName, target: Target) -> Iterator[Planned]:
     found: list[tuple[Mesh, int]] = []
-    kinds, tried = planning.kinds_of(recipe, name), 0
+    tried = 0
     for candidate in candidates(recipe, name, target):
         rows = candidate.recipe.stages()[name].microbatch_rows
         if tried == _COMPILED:
@@ -56,8 +57,8 @@ def _fitting(recipe: Recipe, name: StageName, target: Target) -> Iterator[Planne
         with contextlib.suppress(RunFailed):
             planned = planning.make(candidate.recipe, name, target, ("train",))
             if planned.fits:
-                # A run makes the other steps too.
-                planned = planning.make(candidate.recipe, name, target, kinds, planned.steps)
+                made: list[Kind] = [kind for kind in planning.kinds_of(recipe, name) if planned.is_made(kind)]
+                planned = planning.extended(planned, made)
             if planned.fits:
                 # What computes more again on the same mesh is no better.
                 found.append((candidate.recipe.mesh, rows))
