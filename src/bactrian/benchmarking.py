@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bactrian import assistant as assistants
 from bactrian.assistant import ChatFormat
 from bactrian.errors import InputError
-from bactrian.evaluate import harness, suite
+from bactrian.evaluate import harness, suite, tables
 from bactrian.evaluate.benchmarks.files import Origin
 from bactrian.evaluate.harness import Tasks
 from bactrian.evaluate.kept import Kept
@@ -132,9 +131,7 @@ def show(scores: Row) -> None:
             continue
         beside = f"{row['paper']['score']:.1f}" if "paper" in row else row.get("note", "")
         table.add_row(row["title"], row["metric"], f"{row['score']:.2f}", _range(row, 2), str(row["n"]), beside)
-    console = Console(highlight=False)
-    # Where it goes to a file, no cell needs to be broken.
-    Console(highlight=False, width=None if console.is_terminal else 140).print(table)
+    tables.show(table)
 
 
 def _range(row: Row, digits: int) -> str:

@@ -12,7 +12,8 @@ Row = dict[str, Any]
 _SIDE_BY_SIDE = 3  # models
 
 
-def _show(table: Table) -> None:
+def show(table: Table) -> None:
+    """Print a table."""
     # Where it goes to a file, no cell needs to be broken.
     Console(highlight=False, width=None if Console().is_terminal else 140).print(table)
 
@@ -54,7 +55,7 @@ def mt_bench(scores: dict[str, Row]) -> None:
             table.add_column(model, justify="right", overflow="fold")
         for name, cells in rows.items():
             table.add_row(name, *cells)
-        _show(table)
+        show(table)
     models = list(scores)
     for place, first in enumerate(models):
         for second in models[place + 1 :]:
@@ -74,7 +75,7 @@ def compared(found: dict[str, Row], first: str, second: str) -> None:
         alone = row["only_first"] + row["only_second"]
         notes = (["within noise"] if row["within_noise"] else []) + ([f"{alone} of one alone"] if alone else [])
         table.add_row(benchmark, f"{row['difference']:+.3f}", _range(row, 3), *chance, *counts, "; ".join(notes))
-    _show(table)
+    show(table)
 
 
 def _many(models: list[str], rows: dict[str, list[str]]) -> None:
@@ -84,7 +85,7 @@ def _many(models: list[str], rows: dict[str, list[str]]) -> None:
         table.add_column(name, justify="right")
     for model, *cells in zip(models, *rows.values(), strict=True):
         table.add_row(model, *cells)
-    _show(table)
+    show(table)
 
 
 def _compare(first: str, second: str, found: Row) -> None:
@@ -104,7 +105,7 @@ def _pairwise(scores: dict[str, Row]) -> None:
         table.add_row(model, *counts, *rates, str(each["n"]), str(each["failed"]))
         if each["interval"] and each["interval"]["low"] <= 0.5 <= each["interval"]["high"]:
             progress.say(f"{model}: within noise of winning half of the pairs (sign test p = {each['sign_test']:.3f})")
-    _show(table)
+    show(table)
 
 
 def alpaca_eval(scores: Row, title: str) -> None:
@@ -121,7 +122,7 @@ def alpaca_eval(scores: Row, title: str) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    _show(table)
+    show(table)
     if scores["length_controlled_winrate"] is None:
         progress.say("no length-controlled win rate: it needs --difficulty and --gamed, or a --data folder with both")
     else:
@@ -143,7 +144,7 @@ def controlled(scores: dict[str, Row]) -> None:
         table.add_column(name, justify="left" if name == "model" else "right")
     for model, each in sorted(scores.items(), key=lambda item: -item[1]["length_controlled_winrate"]):
         table.add_row(model, _number(each["length_controlled_winrate"], 4), _number(each["lc_standard_error"], 4))
-    _show(table)
+    show(table)
 
 
 def judge_quality(scores: Row, judge: str) -> None:
@@ -161,4 +162,4 @@ def judge_quality(scores: Row, judge: str) -> None:
         shown = [_number(cell, 3) for cell in cells]
         shown[1] = _range(each["agreement"], 3)
         table.add_row(name, *shown, str(each["judgments"]), str(each["failed"]))
-    _show(table)
+    show(table)
