@@ -123,9 +123,8 @@ def _fingerprint(model: str) -> str:
 def _judges_name(judging: Judging) -> str:
     """What judgments are kept under: a model of ours is known by its weights too."""
     kind, _, rest = (judging.judge or "").partition(":")
-    if kind == "engine" and rest:
-        return f"{judging.model or Path(rest).name}@{_fingerprint(rest)[:16]}"
-    return judging.model or Path(rest).name
+    name = judging.model or Path(rest).name
+    return f"{name}@{_fingerprint(rest)[:16]}" if kind == "engine" and rest else name
 
 
 def _engine(model: str, format: ChatFormat, dtype: Dtype) -> Responder:

@@ -132,15 +132,17 @@ def given_mt_bench(path: Path, name: str | None, questions: Sequence[Question]) 
         raise DataError(f"{path}: the answer to question {short[0]} has fewer turns than the question; answer it again")
     asked = {question.id: answers[question.id] for question in questions}
     said = [turn for question in questions for turn in asked[question.id].turns[: len(question.turns)]]
-    _check_said(said, name or next(iter(asked.values())).model, path)
+    _check_said(said, next(iter(asked.values())).model, path)
     return asked
 
 
 def given_alpaca_eval(path: Path, name: str | None) -> list[Output]:
     """A model's outputs in a file. Raises `DataError`."""
     outputs = alpaca_eval.read_outputs(path)
-    _check_said([output.output for output in outputs], name or outputs[0].generator, path)
-    return [replace(output, generator=name) for output in outputs] if name else outputs
+    if name:
+        outputs = [replace(output, generator=name) for output in outputs]
+    _check_said([output.output for output in outputs], outputs[0].generator, path)
+    return outputs
 
 
 def mt_bench_rows(answers: dict[int, Answer]) -> list[Row]:
