@@ -180,8 +180,10 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, how much of it, what runs on it and the commit; not the machine's name."""
+    """The processor, the GPU if there is one, what runs on them and the commit; not the machine's name."""
     found = {"processor": _processor(), "cores": os.cpu_count(), "memory_gib": _memory(), "os": platform.system()}
+    if gpu := _gpu():
+        found["gpu"] = gpu
     found["python"] = platform.python_version()
     for package in PACKAGES:
         try:
@@ -201,6 +203,15 @@ def _processor() -> str:
     return " ".join(
         [named.get("model name", platform.machine()), *(["family/model", "/".join(family)] if family else [])]
     )
+
+
+def _gpu() -> str | None:
+    """As NVIDIA's driver names it; asked for there, because this process takes no memory of it."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return ", ".join(subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).splitlines()) or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _memory() -> int | None:

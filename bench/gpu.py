@@ -7,10 +7,11 @@
 Ours needs jax, numpy and optax alone. Every setting runs in a process of its own, so one that does not fit ends nothing
 but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's. Rows are packed with
 examples whose lengths spread as real ones do (conversations as Tulu 2's, pairs as UltraFeedback's). Matrix products are
-bfloat16; parameters and moments are kept as `--parameters` and `--moments` say. Of low-rank adaptation, which this
-project does not have, there is nothing.
+bfloat16; parameters and moments are kept as `--parameters` and `--moments` say. TRL's parameters too, its moments are
+kept as its parameters are. Of low-rank adaptation, which this project does not have, there is nothing.
 
-mfu: against the rate of a bfloat16 product in the same process; mfu_6nd counts 6 · parameters · tokens and no more.
+mfu: against the rate of a bfloat16 product in the same process, the better of before and after the updates; mfu_6nd
+counts 6 · parameters · tokens and no more.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
@@ -111,20 +113,23 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
         objective = preference.objective(config, compute, BETA)
     else:
         batch, objective = packing.batch(plan, given, 0), sft.objective(config, compute)
-    state = trainer.start(parameters, chain)
+    state = jax.jit(lambda parameters: trainer.start(parameters, chain), donate_argnums=0)(parameters)
     del parameters
     batch = jax.device_put(trainer.split(batch, rows))
     start = time.perf_counter()
     step = jax.jit(trainer.make_step(objective, chain), donate_argnums=0).lower(state, batch).compile()
     figures["compile_seconds"] = time.perf_counter() - start
+    rate = work.jax_rate("bfloat16", _matrix(arguments))
     state, metrics = jax.block_until_ready(step(state, batch))
     figures["first_loss"] = float(metrics["loss"])
-    start = time.perf_counter()
-    for _ in range(TIMED):
-        state, metrics = step(state, batch)
-    jax.block_until_ready((state, metrics))
-    seconds = (time.perf_counter() - start) / TIMED
-    figures |= _figures(given, config, seconds, work.jax_rate("bfloat16", _matrix(arguments)))
+    with jax.profiler.trace(arguments.profile) if arguments.profile else nullcontext():
+        start = time.perf_counter()
+        for _ in range(TIMED):
+            state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds = (time.perf_counter() - start) / TIMED
+    rate = max(rate, work.jax_rate("bfloat16", _matrix(arguments)))
+    figures |= _figures(given, config, seconds, rate)
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         figures["device_peak_gib"] = stats["peak_bytes_in_use"] / 2**30
@@ -197,6 +202,7 @@ def trl(arguments: argparse.Namespace) -> Figures:
         tie_word_embeddings=config.tied_embeddings,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    rate = work.torch_rate("bfloat16", _matrix(arguments), device)
     torch.set_default_dtype(getattr(torch, arguments.parameters))
     with torch.device(device):
         model = LlamaForCausalLM(settings)
@@ -205,14 +211,16 @@ def trl(arguments: argparse.Namespace) -> Figures:
     more |= {"use_cpu": device == "cpu", "learning_rate": 1e-8}
     more |= {"use_liger_kernel": device == "cuda" and find_spec("liger_kernel") is not None}
     if stage == "dpo":
-        given = given[: len(given) // microbatch * microbatch]
-        warm = given[:microbatch]
+        # Pairs of like lengths beside each other, as TRL's "group_by_length" has them, but exactly.
+        given = sorted(given[: len(given) // microbatch * microbatch], key=lambda pair: len(pair.tokens))
+        warm = given[-microbatch:]
         more |= {"precompute_ref_log_probs": True, "max_length": length}
         timed = trl_side.dpo(model, [*warm, *given], microbatch, 1, **more)
     else:
         timed = trl_side.sft(model, given, microbatch, 1, packing=True, max_length=length, **more)
         given = given[: round(len(given) * timed.learned / work.of_examples(given).learned)]
-    figures = _figures(given, config, timed.seconds, work.torch_rate("bfloat16", _matrix(arguments), device))
+    rate = max(rate, work.torch_rate("bfloat16", _matrix(arguments), device))
+    figures = _figures(given, config, timed.seconds, rate)
     if device == "cuda":
         figures["device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return figures
@@ -227,11 +235,14 @@ def main() -> None:
     parser.add_argument("--shapes", type=words, default=list(SHAPES))
     parser.add_argument("--stages", type=words, default=["sft", "dpo"])
     parser.add_argument("--lengths", type=numbers, default=[2048, 4096, 8192])
-    parser.add_argument("--rows", type=numbers, default=[1, 2], help="rows at once; of TRL's DPO, pairs")
-    parser.add_argument("--remat", type=words, default=["full", "dots"], help="TRL's checkpointing is on but for none")
+    parser.add_argument("--rows", type=numbers, default=[1, 2], help="rows at once")
+    parser.add_argument("--remat", type=words, default=["full", "dots"])
     parser.add_argument("--parameters", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--moments", choices=("float32", "int8"), default="float32", help="ours")
+    parser.add_argument("--profile", help="ours: a folder for a trace of the timed updates")
     parser.add_argument("--peer", action="store_true", help="TRL too")
+    parser.add_argument("--peer-rows", type=numbers, default=[4, 8], help="pairs that TRL computes at once, or rows")
+    parser.add_argument("--peer-remat", type=words, default=["full", "none"], help="TRL's checkpointing is on but for none")
     parser.add_argument("--toy", action="store_true", help="narrow and short, to see that everything runs")
     arguments = parser.parse_args()
     # JAX takes three quarters of the memory by default, before anything is computed.
@@ -245,44 +256,42 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) -> None:
     """Sweep one size on every side, then run the best of each in turn."""
+    size = ["--shapes", shape, "--stages", stage, "--lengths", str(length)]
+    swept = {"bactrian": (arguments.rows, arguments.remat)}
+    if arguments.peer:
+        swept["trl"] = (arguments.peer_rows, arguments.peer_remat)
     best: dict[str, list[str]] = {}
-    for side in SIDES if arguments.peer else list(SIDES)[:1]:
-        rates: dict[float, list[str]] = {}
-        for rows, remat in product(arguments.rows, arguments.remat):
-            only = [
-                "--shapes",
-                shape,
-                "--stages",
-                stage,
-                "--lengths",
-                str(length),
-                "--rows",
-                str(rows),
-                "--remat",
-                remat,
-            ]
-            label = f"{shape} {stage} {length}  {side:10} {rows} at once, remat {remat:5}"
+    notes = []
+    for side, (rows, remat) in swept.items():
+        tried = [["--rows", str(count), "--remat", policy] for count, policy in product(rows, remat)]
+        rates = {}
+        for settings in tried if len(tried) > 1 else ():
+            label = f"{' '.join(size)}, {side}: {' '.join(settings)}"
             try:
-                figures = alternate.child([*alternate.own_command(arguments, side, 1), *only])
+                figures = alternate.child([*alternate.own_command(arguments, side, 1), *size, *settings])
             except SideFailed as failed:
                 print(f"{label}  did not run: {failed.reason}", flush=True)
                 continue
-            rates[figures["tokens_per_second"]] = only
+            rates[figures["tokens_per_second"]] = settings
             print(f"{label}  {figures['tokens_per_second']:.0f} tokens/s, MFU {figures['mfu']:.3f}", flush=True)
-        if rates:
-            best[side] = rates[max(rates)]
-    if not best:
-        return
+        if rates or len(tried) == 1:
+            best[side] = rates[max(rates)] if rates else tried[0]
+            notes.append(f"{side}: {' '.join(best[side])}")
 
     def measure(side: str, turn: int) -> Figures:
-        return alternate.child([*alternate.own_command(arguments, side, turn), *best[side]])
+        return alternate.child([*alternate.own_command(arguments, side, turn), *size, *best[side]])
 
     runs: Runs = {}
-    alternate.in_turn(list(best), arguments.turns, measure, runs)
-    figure = "tokens_per_second"
-    ratios = {"bactrian / trl": Ratio(figure, "trl", figure)} if len(best) == len(SIDES) else {}
-    notes = [f"{side}: {' '.join(settings)}" for side, settings in best.items()] + [work.FORMULA]
-    alternate.publish(Report(f"gpu-{shape}-{stage}-{length}", figure, ratios, notes), runs, arguments)
+    try:
+        alternate.in_turn(list(best), arguments.turns, measure, runs)
+    except SideFailed as failed:
+        print(f"{' '.join(size)}  did not run: {failed.reason}", flush=True)
+        return
+    if runs:
+        rate = "tokens_per_second"
+        ratios = {"bactrian / trl": Ratio(rate, "trl", rate)} if len(best) == len(SIDES) else {}
+        report = Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, [*notes, work.FORMULA])
+        alternate.publish(report, runs, arguments)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def arguments(**changes) -> argparse.Namespace:
     plain = {"shapes": ["1B"], "stages": ["sft"], "lengths": [4096], "rows": [2], "remat": ["full"], "toy": True}
-    return argparse.Namespace(**{**plain, "parameters": "float32", "moments": "float32", **changes})
+    return argparse.Namespace(**{**plain, "parameters": "float32", "moments": "float32", "profile": None, **changes})
 
 
 def needed(*packages: str) -> set[str]:

@@ -48,8 +48,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     from bactrian.model.attention import flash, splash
 
     monkeypatch.setattr(blocks, "_BLOCK", 32)
-    monkeypatch.setattr(flash, "_WIDE", 32)
-    monkeypatch.setattr(flash, "_NARROW", 16)
+    monkeypatch.setattr(flash, "_BLOCK", 16)
     monkeypatch.setattr(splash, "_LARGEST_BLOCK", 128)
 
 
@@ -195,8 +194,7 @@ def test_flash_compiles_for_gpus(monkeypatch: pytest.MonkeyPatch):
     from bactrian.model.attention import flash
 
     monkeypatch.setenv("PATH", f"{nvcc.__path__[0]}/bin:{os.environ['PATH']}")
-    monkeypatch.setattr(flash, "_WIDE", 128)
-    monkeypatch.setattr(flash, "_NARROW", 64)
+    monkeypatch.setattr(flash, "_BLOCK", 64)
     described = {"target_config": H100, "topology": "1x1x1"}
     device = topologies.get_topology_desc(platform="cuda", topology_name="", **described).devices[0]
     assert attention.suited(device) == "flash"

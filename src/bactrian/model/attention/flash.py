@@ -1,12 +1,12 @@
 """Attention on GPUs: our own flash kernel for the branch rule, in Pallas, compiled by Triton.
 
-Each program holds a wide block of one side and goes over the narrow blocks of the other that it has to do with. The
+Each program holds one block of one side and goes over the blocks of the other that it has to do with. The
 softmax runs along with them (Dao et al. 2022, algorithm 1, in powers of two), and the backward pass makes the
 probabilities again from each query's log-sum-exp: one kernel for queries, one for keys and values, so that no program
 writes where another does. On a CPU the kernels are interpreted, for tests.
 
 Shapes: B rows, T places, H query heads, G key/value heads, R = H/G query heads that share one, K head width, W places
-of the wide block, C of the narrow one, N wide blocks, M narrow ones.
+of a program's own block, C of one that it goes over (as many), N blocks.
 """
 
 import math
@@ -24,13 +24,13 @@ from bactrian.model.attention.interpretation import kernel
 from bactrian.model.attention.rule import Places, sees
 from bactrian.model.attention.sparsity import Lists
 
-_WIDE, _NARROW = 128, 64  # what a Hopper or Ampere GPU keeps in registers and shared memory for heads of 64 and 128
+_BLOCK = 64  # places: measured on an H200 for heads of 128 the fastest of those of 32, 64 and 128
 _LOWEST = -1e30  # the score of what is not seen: finite, so that a block of such scores has a maximum
 _LOG2_E = math.log2(math.e)
 
 
 class Blocks(NamedTuple):
-    """For each wide block of queries the narrow blocks of keys that it sees into, and for keys the queries that do."""
+    """For each block of queries the blocks of keys that it sees into, and for keys the queries that do."""
 
     of_queries: Lists
     of_keys: Lists
@@ -43,9 +43,8 @@ def padded(places: Places) -> Places:
 
 def blocks(places: Places, window: int | None) -> Blocks:
     """Which blocks of each of these padded rows have to do with which."""
-    of_queries = sparsity.seen(places, window, _WIDE, _NARROW)
-    of_keys = sparsity.seen(places, window, _NARROW, _WIDE)
-    return Blocks(sparsity.lists(of_queries), sparsity.lists(of_keys.transpose(0, 2, 1)))
+    seen_BNN = sparsity.seen(places, window, _BLOCK, _BLOCK)
+    return Blocks(sparsity.lists(seen_BNN), sparsity.lists(seen_BNN.transpose(0, 2, 1)))
 
 
 def attend(
@@ -60,8 +59,8 @@ def attend(
     _, length, _, width = queries_BTHK.shape
     # Triton's products are of powers of two, and at least 16.
     missing = max(16, pl.next_power_of_2(width)) - width
-    wide = (jnp.pad(_padded(x), ((0, 0), (0, 0), (0, 0), (0, missing))) for x in (queries_BTHK, keys_BTGK, values_BTGK))
-    return jnp.asarray(_attend((window, width**-0.5), *wide, places, blocks))[:, :length, :, :width]
+    given = (jnp.pad(_padded(x), ((0, 0), (0, 0), (0, 0), (0, missing))) for x in (queries_BTHK, keys_BTGK, values_BTGK))
+    return jnp.asarray(_attend((window, width**-0.5), *given, places, blocks))[:, :length, :, :width]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -76,7 +75,7 @@ def _forward(form, queries_BTHK, keys_BTGK, values_BTGK, places: Places, blocks:
     mixed_BTHK, normalizers_BHT = _run(
         partial(_forward_kernel, *form),
         "branch_attention_forward",
-        grid=(length // _WIDE, rows, heads),
+        grid=(length // _BLOCK, rows, heads),
         in_specs=[_places_of_row(length), _lists_of(blocks.of_queries), own, whole, whole],
         out_specs=[own, _normalizers_of_block()],
         out_shape=[
@@ -97,15 +96,15 @@ def _forward_kernel(window, scale, places, lists, queries, keys, values, mixed, 
     def one_block(step, carry):
         highest_W, total_W, mixed_WK = carry
         block = lists.blocks[step]
-        scores_WC = _scores(window, scale, places, (index, queries_WK), (block, _narrow(keys, block)))
+        scores_WC = _scores(window, scale, places, (index, queries_WK), (block, _other(keys, block)))
         higher_W = jnp.maximum(highest_W, jnp.max(scores_WC, axis=1))
         weights_WC = jnp.exp2(scores_WC - _finite(higher_W)[:, None])
         fade_W = jnp.exp2(highest_W - higher_W)
-        values_CK = _narrow(values, block)
+        values_CK = _other(values, block)
         added_WK = triton.dot(weights_WC.astype(values_CK.dtype), values_CK)
         return higher_W, total_W * fade_W + jnp.sum(weights_WC, axis=1), mixed_WK * fade_W[:, None] + added_WK
 
-    start = (jnp.full(_WIDE, _LOWEST), jnp.zeros(_WIDE), jnp.zeros(queries_WK.shape, jnp.float32))
+    start = (jnp.full(_BLOCK, _LOWEST), jnp.zeros(_BLOCK), jnp.zeros(queries_WK.shape, jnp.float32))
     highest_W, total_W, mixed_WK = jax.lax.fori_loop(0, lists.counts[index], one_block, start)
     total_W = jnp.where(total_W > 0, total_W, 1.0)
     mixed[...] = (mixed_WK / total_W[:, None]).astype(mixed.dtype)
@@ -122,7 +121,7 @@ def _backward(form, saved, cotangent_BTHK):
     to_queries_BTHK = _run(
         partial(_queries_kernel, *form),
         "branch_attention_to_queries",
-        grid=(length // _WIDE, rows, heads),
+        grid=(length // _BLOCK, rows, heads),
         in_specs=[of_row, _lists_of(blocks.of_queries), own, whole, whole, own, *[_normalizers_of_block()] * 2],
         out_specs=own,
         out_shape=jax.ShapeDtypeStruct(queries_BTHK.shape, queries_BTHK.dtype),
@@ -136,7 +135,7 @@ def _backward(form, saved, cotangent_BTHK):
     to_keys_BTGK, to_values_BTGK = _run(
         partial(_keys_kernel, *form),
         "branch_attention_to_keys",
-        grid=(length // _WIDE, rows, groups),
+        grid=(length // _BLOCK, rows, groups),
         in_specs=[of_row, _lists_of(blocks.of_keys), of_group, own, own, of_group, sums_of_group, sums_of_group],
         out_specs=[own, own],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (keys_BTGK, values_BTGK)],
@@ -154,10 +153,10 @@ def _queries_kernel(window, scale, places, lists, queries, keys, values, cotange
 
     def one_block(step, sum_WK):
         block = lists.blocks[step]
-        keys_CK = _narrow(keys, block)
+        keys_CK = _other(keys, block)
         scores_WC = _scores(window, scale, places, (index, queries_WK), (block, keys_CK))
         weights_WC = jnp.exp2(scores_WC - normalizers_W[:, None])
-        slopes_WC = weights_WC * (triton.dot(cotangent_WK, _narrow(values, block).T) - means_W[:, None])
+        slopes_WC = weights_WC * (triton.dot(cotangent_WK, _other(values, block).T) - means_W[:, None])
         return sum_WK + triton.dot(slopes_WC.astype(keys_CK.dtype), keys_CK)
 
     start = jnp.zeros(queries_WK.shape, jnp.float32)
@@ -175,9 +174,9 @@ def _keys_kernel(
         def one_block(step, carry):
             keys_sum_WK, values_sum_WK = carry
             block = lists.blocks[step]
-            here = pl.ds(block * _NARROW, _NARROW)
+            here = pl.ds(block * _BLOCK, _BLOCK)
             queries_CK, cotangent_CK = queries[here, head, :], cotangent[here, head, :]
-            scores_WC = _scores(window, scale, places, (index, keys_WK), (block, queries_CK), narrow_sees=True)
+            scores_WC = _scores(window, scale, places, (index, keys_WK), (block, queries_CK), other_sees=True)
             weights_WC = jnp.exp2(scores_WC - normalizers[head, here][None, :])
             slopes_WC = weights_WC * (triton.dot(values_WK, cotangent_CK.T) - means[head, here][None, :])
             keys_sum_WK += triton.dot(slopes_WC.astype(queries_CK.dtype), queries_CK)
@@ -192,7 +191,7 @@ def _keys_kernel(
     to_values[...] = values_sum_WK.astype(to_values.dtype)
 
 
-def _scores(window, scale, places, wide, narrow, narrow_sees: bool = False) -> jax.Array:
+def _scores(window, scale, places, own, other, other_sees: bool = False) -> jax.Array:
     """Scores [W, C] of one pair of blocks, in powers of two. Each is its number and its contents, queries or keys."""
 
     def along(axis: int, number, contents):
@@ -201,9 +200,9 @@ def _scores(window, scale, places, wide, narrow, narrow_sees: bool = False) -> j
         index, *place = (jnp.expand_dims(field, 1 - axis) for field in fields)
         return Places(*place), index
 
-    (query, query_index), (key, key_index) = (along(0, *wide), along(1, *narrow))[:: -1 if narrow_sees else 1]
+    (query, query_index), (key, key_index) = (along(0, *own), along(1, *other))[:: -1 if other_sees else 1]
     seen_WC = sees(query, key, window, query_index, key_index)
-    return jnp.where(seen_WC, triton.dot(wide[1], narrow[1].T) * (scale * _LOG2_E), _LOWEST)
+    return jnp.where(seen_WC, triton.dot(own[1], other[1].T) * (scale * _LOG2_E), _LOWEST)
 
 
 def _finite(highest: jax.Array) -> jax.Array:
@@ -211,20 +210,19 @@ def _finite(highest: jax.Array) -> jax.Array:
     return jnp.where(highest > _LOWEST, highest, 0.0)
 
 
-def _narrow(rows, block) -> jax.Array:
-    return rows[pl.ds(block * _NARROW, _NARROW), :]
+def _other(rows, block) -> jax.Array:
+    return rows[pl.ds(block * _BLOCK, _BLOCK), :]
 
 
 def _run(body, name: str, **arguments):
-    # With eight warps the sums of heads of 128 fit the registers.
-    compiler = triton.CompilerParams(num_warps=8, num_stages=2)
+    compiler = triton.CompilerParams(num_warps=4, num_stages=2)
     return kernel(
         lambda interpret: pl.pallas_call(body, name=name, interpret=interpret, compiler_params=compiler, **arguments)
     )
 
 
 def _own_block(width: int) -> pl.BlockSpec:
-    return pl.BlockSpec((None, _WIDE, None, width), lambda i, b, h: (b, i, h, 0))
+    return pl.BlockSpec((None, _BLOCK, None, width), lambda i, b, h: (b, i, h, 0))
 
 
 def _whole_row(length: int, width: int, shared: int) -> pl.BlockSpec:
@@ -232,7 +230,7 @@ def _whole_row(length: int, width: int, shared: int) -> pl.BlockSpec:
 
 
 def _normalizers_of_block() -> pl.BlockSpec:
-    return pl.BlockSpec((None, None, _WIDE), lambda i, b, h: (b, h, i))
+    return pl.BlockSpec((None, None, _BLOCK), lambda i, b, h: (b, h, i))
 
 
 def _places_of_row(length: int) -> Places:
@@ -241,12 +239,12 @@ def _places_of_row(length: int) -> Places:
 
 
 def _lists_of(lists: Lists) -> Lists:
-    wide, narrow = lists.blocks.shape[1:]
-    blocks: Any = pl.BlockSpec((None, None, narrow), lambda i, b, h: (b, i, 0))
-    counts: Any = pl.BlockSpec((None, wide), lambda i, b, h: (b, 0))
+    count = lists.blocks.shape[1]
+    blocks: Any = pl.BlockSpec((None, None, count), lambda i, b, h: (b, i, 0))
+    counts: Any = pl.BlockSpec((None, count), lambda i, b, h: (b, 0))
     return Lists(blocks, counts)
 
 
 def _padded(x_BT: jax.Array) -> jax.Array:
-    missing = -x_BT.shape[1] % _WIDE
+    missing = -x_BT.shape[1] % _BLOCK
     return jnp.pad(x_BT, ((0, 0), (0, missing), *[(0, 0)] * (x_BT.ndim - 2)))
