@@ -242,7 +242,8 @@ def main() -> None:
     parser.add_argument("--profile", help="ours: a folder for a trace of the timed updates")
     parser.add_argument("--peer", action="store_true", help="TRL too")
     parser.add_argument("--peer-rows", type=numbers, default=[4, 8], help="pairs that TRL computes at once, or rows")
-    parser.add_argument("--peer-remat", type=words, default=["full", "none"], help="TRL's checkpointing is on but for none")
+    checkpointing = "TRL's checkpointing is on but for none"
+    parser.add_argument("--peer-remat", type=words, default=["full", "none"], help=checkpointing)
     parser.add_argument("--toy", action="store_true", help="narrow and short, to see that everything runs")
     arguments = parser.parse_args()
     # JAX takes three quarters of the memory by default, before anything is computed.

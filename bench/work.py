@@ -9,6 +9,7 @@ second time. The reference pass is not in it. MFU is FLOPs / seconds / the rate 
 process.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,7 @@ FORMULA = (
     "MFU counts 6 · (layers · tokens + unembedding · learnt) + 12 · attention's seen pairs; no padding, no reference"
 )
 _REPEATS = 5
-_PRODUCTS = 4  # one after the other, so that what it takes to begin one hides behind the one before
+_SECONDS = 0.5  # of products one after the other, at least: a GPU's clock falls when it is kept busy
 
 
 class Work(NamedTuple):
@@ -81,10 +82,13 @@ def torch_rate(dtype: str, size: int, device: str = "cpu") -> float:
 
 
 def _rate(size: int, multiply: Callable[[], Any], wait: Callable[[Any], object]) -> float:
-    wait(multiply())
-    seconds = []
-    for _ in range(_REPEATS):
+    def seconds(products: int) -> float:
         start = time.perf_counter()
-        wait([multiply() for _ in range(_PRODUCTS)])
-        seconds.append(time.perf_counter() - start)
-    return _PRODUCTS * 2 * size**3 / min(seconds)
+        for _ in range(products):
+            product = multiply()
+        wait(product)
+        return time.perf_counter() - start
+
+    seconds(1)
+    products = math.ceil(_SECONDS / seconds(1))
+    return products * 2 * size**3 / min(seconds(products) for _ in range(_REPEATS))

@@ -59,7 +59,8 @@ def attend(
     _, length, _, width = queries_BTHK.shape
     # Triton's products are of powers of two, and at least 16.
     missing = max(16, pl.next_power_of_2(width)) - width
-    given = (jnp.pad(_padded(x), ((0, 0), (0, 0), (0, 0), (0, missing))) for x in (queries_BTHK, keys_BTGK, values_BTGK))
+    arrays = (queries_BTHK, keys_BTGK, values_BTGK)
+    given = (jnp.pad(_padded(x), ((0, 0), (0, 0), (0, 0), (0, missing))) for x in arrays)
     return jnp.asarray(_attend((window, width**-0.5), *given, places, blocks))[:, :length, :, :width]
 
 
