@@ -5,10 +5,10 @@
     python bench/gpu.py --shapes 7B --lengths 4096 --stages dpo --peer     TRL too: needs torch, transformers and trl
 
 Ours needs jax, numpy and optax alone. Every setting runs in a process of its own, so one that does not fit ends nothing
-but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's. Rows are packed with
-examples whose lengths spread as real ones do (conversations as Tulu 2's, pairs as UltraFeedback's). Matrix products are
-bfloat16; parameters and moments are kept as `--parameters` and `--moments` say. TRL's parameters too, its moments are
-kept as its parameters are. Of low-rank adaptation, which this project does not have, there is nothing.
+but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's, whose kernels the
+sweep has compiled. Rows are packed with examples whose lengths spread as real ones do (conversations as Tulu 2's, pairs
+as UltraFeedback's). Matrix products are bfloat16; parameters and moments are kept as `--parameters` and `--moments` say,
+TRL's moments as its parameters. Of low-rank adaptation, which this project does not have, there is nothing.
 
 mfu: against the rate of a bfloat16 product in the same process, the better of before and after the updates; mfu_6nd
 counts 6 · parameters · tokens and no more.
@@ -264,9 +264,9 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
     best: dict[str, list[str]] = {}
     notes = []
     for side, (rows, remat) in swept.items():
-        tried = [["--rows", str(count), "--remat", policy] for count, policy in product(rows, remat)]
         rates = {}
-        for settings in tried if len(tried) > 1 else ():
+        for count, policy in product(rows, remat):
+            settings = ["--rows", str(count), "--remat", policy]
             label = f"{' '.join(size)}, {side}: {' '.join(settings)}"
             try:
                 figures = alternate.child([*alternate.own_command(arguments, side, 1), *size, *settings])
@@ -275,24 +275,21 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
                 continue
             rates[figures["tokens_per_second"]] = settings
             print(f"{label}  {figures['tokens_per_second']:.0f} tokens/s, MFU {figures['mfu']:.3f}", flush=True)
-        if rates or len(tried) == 1:
-            best[side] = rates[max(rates)] if rates else tried[0]
+        if rates:
+            best[side] = rates[max(rates)]
             notes.append(f"{side}: {' '.join(best[side])}")
 
     def measure(side: str, turn: int) -> Figures:
         return alternate.child([*alternate.own_command(arguments, side, turn), *size, *best[side]])
 
-    runs: Runs = {}
-    try:
-        alternate.in_turn(list(best), arguments.turns, measure, runs)
-    except SideFailed as failed:
-        print(f"{' '.join(size)}  did not run: {failed.reason}", flush=True)
+    if not best:
         return
-    if runs:
-        rate = "tokens_per_second"
-        ratios = {"bactrian / trl": Ratio(rate, "trl", rate)} if len(best) == len(SIDES) else {}
-        report = Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, [*notes, work.FORMULA])
-        alternate.publish(report, runs, arguments)
+    runs: Runs = {}
+    alternate.in_turn(list(best), arguments.turns, measure, runs)
+    rate = "tokens_per_second"
+    ratios = {"bactrian / trl": Ratio(rate, "trl", rate)} if len(best) == len(SIDES) else {}
+    report = Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, [*notes, work.FORMULA])
+    alternate.publish(report, runs, arguments)
 
 
 if __name__ == "__main__":
