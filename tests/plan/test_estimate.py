@@ -1,5 +1,6 @@
 """Times: operations counted as papers count them, a lower bound that is one, an estimate that no run fitted itself."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,8 @@ from bactrian.plan.collectives import Collective
 from bactrian.plan.workload import Workload
 
 LLAMA_70B = llama.Config(32000, 8192, 28672, 80, 64, 8, 128, 8192, 1e-5, 1e4)
+LLAMA_65B = llama.Config(32000, 8192, 22016, 80, 64, 64, 128, 2048, 1e-5, 1e4)
+LLAMA_8B = llama.Config(128_256, 4096, 14_336, 32, 32, 8, 128, 8192, 1e-5, 5e5)
 
 
 def workload(config: llama.Config = LLAMA_70B, length: int = 4096, rows: int = 64) -> Workload:
@@ -35,6 +38,34 @@ def test_published_runs_are_estimated_from_the_others_within_30_percent_where_th
     assert share is not None
     # A step takes its operations divided by the share, so the error of the time is that of the share.
     assert (run.mfu / share == pytest.approx(1, abs=0.3)) is run.comparable
+
+
+# Runs whose model and slice are known: as `run`, the model, the target, a row's tokens.
+STEPS = [
+    ("MaxText", "Llama 2 70B", "v5p", LLAMA_70B, "v5p-128", 2048),
+    ("Levanter", "65B on v3-256", "v3", LLAMA_65B, "v3-256", 2048),
+    ("torchtitan", "Llama 3.1 8B on 8", "h100", LLAMA_8B, "8xh100", 8192),
+    ("torchtitan", "Llama 3.1 8B on 8, compiled", "h100", LLAMA_8B, "8xh100", 8192),
+]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[0]} {step[1]}")
+def test_published_steps_take_as_long_as_estimated_within_30_percent(step, monkeypatch: pytest.MonkeyPatch):
+    system, model, chip, config, name, length = step
+    run = next(run for run in estimate.PUBLISHED if run[:3] == (system, model, chip))
+    monkeypatch.setattr(estimate, "PUBLISHED", tuple(other for other in estimate.PUBLISHED if other != run))
+    target, rows = targets.find(name), 2 * targets.find(name).devices
+    # As their authors count: six operations a parameter, and attention in full.
+    parameters = sum(np.prod(spec.shape, dtype=float) for spec in jax.tree.leaves(llama.specs(config), is_leaf=is_spec))
+    of_a_token = 6 * parameters + 12 * config.num_layers * config.num_heads * config.head_dim * length
+    published = rows * length * of_a_token / (run.mfu * target.chip.flops * target.devices)
+    work = workload(config, length, rows)
+    estimated = estimate.seconds(work, target, estimate.bounds(work, "dots", target, 1, []))
+    assert estimated == pytest.approx(published, rel=0.3)
+
+
+def is_spec(node) -> bool:
+    return isinstance(node, llama.Spec)
 
 
 def test_a_run_left_out_has_no_say():
