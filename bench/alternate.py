@@ -174,9 +174,9 @@ def text(kept: dict[str, Any]) -> list[str]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that say what is measured."""
+    """The arguments that say what is measured; of files their names, for where they lie is the machine's affair."""
     own = {name: value for name, value in vars(arguments).items() if name not in ("side", "turn", "results", "through")}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
+    return {name: value.name if isinstance(value, Path) else value for name, value in own.items()}
 
 
 def machine() -> dict[str, Any]:
