@@ -145,7 +145,8 @@ def publish(report: Report, runs: Runs, arguments: argparse.Namespace) -> None:
     kept = {
         "name": report.name,
         "machine": machine(),
-        "arguments": _settings(arguments),
+        # Where files lie is the machine's affair.
+        "arguments": {**_settings(arguments), **_file_names(arguments)},
         "sides": runs,
         "ratios": {name: _spread(ratio.of(runs)) for name, ratio in report.ratios.items()},
         "notes": list(report.notes),
@@ -174,9 +175,14 @@ def text(kept: dict[str, Any]) -> list[str]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that say what is measured; of files their names, for where they lie is the machine's affair."""
+    """The arguments that say what is measured."""
     own = {name: value for name, value in vars(arguments).items() if name not in ("side", "turn", "results", "through")}
-    return {name: value.name if isinstance(value, Path) else value for name, value in own.items()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
+
+
+def _file_names(arguments: argparse.Namespace) -> dict[str, str]:
+    given = vars(arguments)
+    return {name: given[name].name for name in _settings(arguments) if isinstance(given[name], Path)}
 
 
 def machine() -> dict[str, Any]:

@@ -262,7 +262,6 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
     if arguments.peer:
         swept["trl"] = (arguments.peer_rows, arguments.peer_remat)
     best: dict[str, list[str]] = {}
-    notes = []
     for side, (rows, remat) in swept.items():
         rates = {}
         for count, policy in product(rows, remat):
@@ -277,19 +276,18 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
             print(f"{label}  {figures['tokens_per_second']:.0f} tokens/s, MFU {figures['mfu']:.3f}", flush=True)
         if rates:
             best[side] = rates[max(rates)]
-            notes.append(f"{side}: {' '.join(best[side])}")
+    if not best:
+        return
 
     def measure(side: str, turn: int) -> Figures:
         return alternate.child([*alternate.own_command(arguments, side, turn), *size, *best[side]])
 
-    if not best:
-        return
     runs: Runs = {}
     alternate.in_turn(list(best), arguments.turns, measure, runs)
     rate = "tokens_per_second"
     ratios = {"bactrian / trl": Ratio(rate, "trl", rate)} if len(best) == len(SIDES) else {}
-    report = Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, [*notes, work.FORMULA])
-    alternate.publish(report, runs, arguments)
+    notes = [f"{side}: {' '.join(settings)}" for side, settings in best.items()] + [work.FORMULA]
+    alternate.publish(Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, notes), runs, arguments)
 
 
 if __name__ == "__main__":
