@@ -56,10 +56,8 @@ class Computation:
 
     def start(self, parameters: Parameters, chain: optax.GradientTransformation) -> State:
         """The state before the first update, which takes the parameters over."""
-        begin = partial(trainer.start, optimizer=chain)
-        if self.compute.mesh is None:
-            return begin(parameters)
-        shardings = meshes.of_state(self.compute.mesh, self.config, jax.eval_shape(begin, parameters))
+        begin, mesh = partial(trainer.start, optimizer=chain), self.compute.mesh
+        shardings = mesh and meshes.of_state(mesh, self.config, jax.eval_shape(begin, parameters))
         return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(parameters)
 
     def step(self, objective: Objective, chain: optax.GradientTransformation, state: State) -> trainer.Step:

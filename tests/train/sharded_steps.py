@@ -177,7 +177,8 @@ def answers(argument: str) -> list[list[list[int]]]:
     mesh = computed_over(argument).compute.mesh
     assert mesh is not None
     placed = jax.device_put(parameters(), meshes.of_parameters(mesh, CONFIG))
-    engines = Engine(CONFIG, jax.tree.map(jax.numpy.asarray, parameters())), Engine(CONFIG, placed, mesh=mesh)
+    alone = Engine(CONFIG, jax.tree.map(jax.numpy.asarray, parameters()))
+    engines = alone, Engine(CONFIG, placed, mesh=mesh, max_rows=1)  # of which the mesh makes a row for each part
     settings = Settings(max_tokens=12, temperature=1.0)  # drawn: what is likeliest of a random model hardly varies
     return [[answer.tokens.tolist() for answer in engine.generate(prompts, settings)] for engine in engines]
 

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from bactrian.data import sharing
 from bactrian.errors import InputError
 from bactrian.inference import sampling
-from bactrian.model import decoding, llama
+from bactrian.model import decoding, llama, shards
 from bactrian.model import mesh as meshes
 from bactrian.model.decoding import Cache, Shared
 
@@ -36,6 +36,7 @@ _SMALLEST_BUCKET = 32
 _READ_AT_ONCE = 512  # tokens per prefill call: bounds its attention scores and the number of programs
 _LARGE = 1024  # requests whose caches are longer run together by multiples of it, shorter ones by powers of two
 _FEWEST = 8  # slots that a batch is not made smaller than: its step's time is that of reading the weights
+MAX_ROWS = 32  # slots at most, if not said
 _GROUP_COST = 4096  # tokens read in the time that slots stand idle because prompts that begin alike run by themselves
 
 Finish = Literal["stop", "length"]
@@ -118,7 +119,8 @@ class _Answering:
 class Engine:
     """A model ready to generate: laid out for decoding once.
 
-    Parameters that lie over a mesh stay where they are, and what a step computes goes to them.
+    Parameters that lie over a mesh stay where they are, and what a step computes goes to them. Of a mesh whose parts of
+    the rows are more than `max_rows`, each has a row.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Engine:
         parameters: llama.Parameters,
         *,
         dtype: llama.Dtype = "float32",
-        max_rows: int = 32,
+        max_rows: int = MAX_ROWS,
         mesh: Mesh | None = None,
     ):
         if max_rows < 1:
@@ -205,7 +207,7 @@ class Engine:
     ) -> Iterator[tuple[int, np.ndarray, Finish | None]]:
         """Answers requests of one cache size: (index, new tokens, how it ended or None), as the host learns them."""
         places = _rounded(max(request.places for request in requests))
-        count = min(_slots(len(requests)), self.max_rows)
+        count = whole_parts(min(_slots(len(requests)), self.max_rows), self._mesh)
         cache = _empty_cache(self.config, count, places, self.dtype, self._mesh)
         rows = Rows(np.zeros(count, np.int32), np.zeros(count, np.int32), np.zeros((count, 2), np.uint32))
         knobs = sampling.Knobs(
@@ -234,7 +236,7 @@ class Engine:
                 if finish:
                     del answering[slot]
                 yield answer.index, tokens, finish
-            fewer = max(_FEWEST, _slots(len(answering)))
+            fewer = whole_parts(max(_FEWEST, _slots(len(answering))), self._mesh)
             if answering and not waiting and fewer * 2 <= count:
                 kept, count = sorted(answering), fewer
                 answering = {new: answering[old] for new, old in enumerate(kept)}
@@ -259,6 +261,12 @@ class Engine:
         lengths = np.array([request.length - 1 for request in padded], np.int32)
         indices = np.array([request.index for request in padded], np.uint32)
         return _move(cache, rows, slots, own, Rows(tokens, lengths, _keys(np.uint32(settings.seed), indices)))
+
+
+def whole_parts(slots: int, mesh: Mesh | None) -> int:
+    """So many slots, or as few more as divide over the parts that a mesh makes of the rows."""
+    parts = 1 if mesh is None else shards.size(mesh, shards.TABLE["batch"])
+    return -(-slots // parts) * parts
 
 
 _share = jax.jit(decoding.share)

@@ -22,7 +22,6 @@ from bactrian.train import optimizer, scores, trainer
 
 Kind = Literal["train", "reference", "decode"]
 KEPT = "parameters of training"  # which lie there while others, made of them, are decoded with
-_DECODED_ROWS = 32  # as many as the engine answers at once
 _PROMPT = 512  # places of the cache for a prompt
 
 
@@ -98,16 +97,17 @@ def _decode(job: Job, computation: Computation, parameters: Any, place: _Place) 
     """One token of every row, over a cache with room for a prompt and an answer of the recipe's length."""
     config, compute = job.workload.config, computation.compute
     places = _PROMPT + job.recipe.evaluation.max_tokens
+    count = engine.whole_parts(engine.MAX_ROWS, compute.mesh)
     # A run casts them and turns every matrix; the float32 ones stay.
     cast = jax.eval_shape(partial(decoding.lay_out, dtype=compute.dtype), parameters)
     cast = place(cast, lambda mesh: meshes.of_decoding(mesh, config))
-    cache = jax.eval_shape(partial(decoding.empty_cache, config, _DECODED_ROWS, places, compute.dtype))
-    cache = place(cache, lambda mesh: jax.tree.map(lambda _: meshes.of_cache(mesh, config, _DECODED_ROWS), cache))
+    cache = jax.eval_shape(partial(decoding.empty_cache, config, count, places, compute.dtype))
+    cache = place(cache, lambda mesh: jax.tree.map(lambda _: meshes.of_cache(mesh, config, count), cache))
     rows = jax.eval_shape(
         lambda: engine.Rows(
-            jnp.zeros(_DECODED_ROWS, jnp.int32),
-            jnp.zeros(_DECODED_ROWS, jnp.int32),
-            jnp.zeros((_DECODED_ROWS, 2), jnp.uint32),
+            jnp.zeros(count, jnp.int32),
+            jnp.zeros(count, jnp.int32),
+            jnp.zeros((count, 2), jnp.uint32),
         )
     )
     knobs = jax.eval_shape(lambda: sampling.Knobs(jnp.float32(1), jnp.int32(0), jnp.float32(1)))
