@@ -33,6 +33,7 @@ check: $(INSTALLED_TEST)
 	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 bench: $(INSTALLED_TEST)
+	$(PYTHON) bench/startup.py
 	$(PYTHON) bench/step.py
 	$(PYTHON) bench/generate.py
 	$(PYTHON) bench/dpo.py
