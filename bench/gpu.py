@@ -5,10 +5,11 @@
     python bench/gpu.py --shapes 7B --lengths 4096 --stages dpo --peer     TRL too: needs torch, transformers and trl
 
 Ours needs jax, numpy and optax alone. Every setting runs in a process of its own, so one that does not fit ends nothing
-but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's, whose kernels a first
-run has compiled. Rows are packed with examples whose lengths spread as real ones do (conversations as Tulu 2's, pairs
-as UltraFeedback's). Matrix products are bfloat16; parameters and moments are kept as `--parameters` and `--moments`
-say, TRL's moments as its parameters. Of low-rank adaptation, which this project does not have, there is nothing.
+but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's, whose kernels a
+first run has compiled. Rows are packed with examples whose lengths spread as real ones do (conversations as Tulu 2's,
+pairs as UltraFeedback's). Matrix products are bfloat16; parameters and moments are kept as `--parameters` and
+`--moments` say, TRL's moments as its parameters. Of low-rank adaptation, which this project does not have, there is
+nothing.
 
 mfu: against the rate of a bfloat16 product in the same process, the better of before and after the updates; mfu_6nd
 counts 6 · parameters · tokens and no more.
