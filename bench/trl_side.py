@@ -35,7 +35,7 @@ PLAIN = {  # what is not measured, and rows in the order given
 }
 
 # It would hash all weights for the name of a file of reference log-probabilities, which no other process reads.
-dpo_trainer.hash_module = lambda module: "of this process"
+dpo_trainer.hash_module = lambda module: "of this process"  # pyright: ignore[reportPrivateImportUsage]
 
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 

@@ -24,7 +24,7 @@ from bactrian.inference.engine import Engine
 from bactrian.model import hf_config, llama, weights
 from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
-from bactrian.prepare import Parts, Prepared, prepare
+from bactrian.prepare import Parts, Prepared, check_positions, prepare
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run, cache_root
 from bactrian.stage import Computation, Heldout, Training, logprobs
@@ -88,7 +88,8 @@ class Pipeline:
         """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
         hosts.agree("the run's folder", lambda: Run.check(folder, recipe))
         base = _find(recipe)
-        _check_positions(recipe, base)
+        for name, stage in recipe.stages().items():
+            check_positions(name, stage, base.config.max_positions)
         sizes = meshes.sizes(recipe.mesh, jax.device_count())
         meshes.check(sizes, base.config)
         mesh = meshes.make(sizes)
@@ -246,15 +247,6 @@ def _find(recipe: Recipe) -> Assistant:
                 f"give the config.json of that model"
             )
     return base
-
-
-def _check_positions(recipe: Recipe, base: Assistant) -> None:
-    for name, stage in recipe.stages().items():
-        if stage.max_length > base.config.max_positions:
-            raise RecipeError(
-                f"{name}.max_length is {stage.max_length}, and {recipe.model.source} has {base.config.max_positions} "
-                f"positions; lower it"
-            )
 
 
 def _refuse_changed_inputs(run: Run, account: dict[str, Any]) -> None:

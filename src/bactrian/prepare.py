@@ -109,6 +109,15 @@ def check_places(name: StageName, settings: Stage, parts: int) -> None:
         )
 
 
+def check_positions(name: StageName, settings: Stage, positions: int) -> None:
+    """Raise `RecipeError` where an example may be longer than the model has positions."""
+    if settings.max_length > positions:
+        raise RecipeError(
+            f"{name}.max_length is {settings.max_length}, and the model has {positions} positions; lower it, or set "
+            f"model.max_positions to train with more"
+        )
+
+
 def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path, parts: Parts = ALONE) -> Prepared:
     """Tokenize a stage's data, or find it tokenized, and plan its rows.
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from bactrian import recipe as recipes
-from bactrian.errors import DataError
+from bactrian.errors import DataError, RecipeError
 from bactrian.plan import workload
 from bactrian.prepare import ALONE
 
@@ -27,6 +27,12 @@ def test_without_the_data_a_recipe_says_how_much_there_is(drawn: workload.Worklo
     assert drawn.places == pytest.approx(32 * 805, rel=0.01)
     # Pairs of places that see each other, E[n (n + 1) / 2]: for an exponential of mean m near m².
     assert drawn.pairs == pytest.approx(32 * 805**2, rel=0.05)
+
+
+def test_what_a_run_refuses_for_its_length_is_refused_without_the_data_too():
+    recipe = recipes.load(RECIPES / "dpo-70b.toml", ["model.max_positions=4096"])
+    with pytest.raises(RecipeError, match="max_length is 8192, and the model has 4096 positions"):
+        workload.of(recipe, "dpo", 4, 16)
 
 
 def test_rows_divide_over_the_mesh(drawn: workload.Workload):

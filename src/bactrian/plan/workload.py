@@ -6,7 +6,7 @@ distribution, whose quartiles are those that Ivison et al. (2023) report of the 
 a mean of 1,097; drawn 316 and 1,521). They are packed by the run's own packer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from bactrian.data import mixture, packing
 from bactrian.data.packing import Plan
 from bactrian.errors import RecipeError
 from bactrian.model import hf_config, llama
-from bactrian.prepare import check_places
+from bactrian.prepare import check_places, check_positions
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 
 _SHORTEST = 16  # places of a drawn example
@@ -80,13 +80,11 @@ def of(recipe: Recipe, name: StageName, row_parts: int, place_parts: int) -> Wor
 
 
 def lengths(recipe: Recipe, name: StageName) -> Lengths:
-    """A stage's examples, from its data or drawn."""
+    """A stage's examples, from its data or drawn. Raises `RecipeError` where they may be too long for the model."""
     settings = recipe.stages()[name]
-    if is_at_hand(recipe, settings):
-        return _real(recipe, name)
-    places = _drawn(settings, name, recipe.seed)
-    order = mixture.order(len(places), settings.batch_size, settings.epochs, recipe.seed)
-    return Lengths(stated_model(recipe), places, order, 2 if isinstance(settings, DPO) else 1, True)
+    given = _real(recipe, name) if is_at_hand(recipe, settings) else _stated(recipe, name)
+    check_positions(name, settings, given.config.max_positions)
+    return given
 
 
 def packed(given: Lengths, name: StageName, settings: Stage, row_parts: int, place_parts: int) -> Workload:
@@ -110,9 +108,10 @@ def is_at_hand(recipe: Recipe, settings: Stage) -> bool:
 
 
 def stated_model(recipe: Recipe) -> llama.Config:
-    """The architecture in the recipe's `model.config`. Raises `ModelError`."""
+    """The architecture in the recipe's `model.config`, with the positions to train with. Raises `ModelError`."""
     assert recipe.model.config is not None
-    return hf_config.read_file(Path(recipe.model.config))
+    config = hf_config.read_file(Path(recipe.model.config))
+    return replace(config, max_positions=recipe.model.max_positions or config.max_positions)
 
 
 def _real(recipe: Recipe, name: StageName) -> Lengths:
@@ -121,6 +120,14 @@ def _real(recipe: Recipe, name: StageName) -> Lengths:
     corpus, settings = prepared.training.corpus, recipe.stages()[name]
     order = mixture.order(len(corpus), settings.batch_size, settings.epochs, recipe.seed)
     return Lengths(base.config, corpus.places(), order, corpus.branches, False)
+
+
+def _stated(recipe: Recipe, name: StageName) -> Lengths:
+    """As many examples as the recipe says, of drawn lengths."""
+    settings = recipe.stages()[name]
+    places = _drawn(settings, name, recipe.seed)
+    order = mixture.order(len(places), settings.batch_size, settings.epochs, recipe.seed)
+    return Lengths(stated_model(recipe), places, order, 2 if isinstance(settings, DPO) else 1, True)
 
 
 def _drawn(settings: Stage, name: StageName, seed: int) -> np.ndarray:
