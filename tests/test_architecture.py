@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors cli.options",
-    "cluster",
+    "cluster notices",
     "hosts",
     "data.records sections recipe run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "

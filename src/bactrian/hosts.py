@@ -15,11 +15,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
 
-from bactrian import cluster, errors
+from bactrian import cluster, errors, notices
 from bactrian.cluster import Place
 from bactrian.errors import BactrianError, HostLost, Preempted
 
@@ -136,21 +136,25 @@ def joined() -> Iterator[Hosts]:
     """The processes that the environment speaks of, together; when the block ends well they part together.
 
     To be entered before JAX has looked for its devices. Where one fails or falls silent this ends all of them, each
-    with a line that says which it was.
+    with a line that says which it was. On a TPU VM a notice of the machine's end stops them as SIGTERM does.
     """
     place = cluster.place_of(os.environ)
-    hosts = _connect(place) if place is not None or cluster.is_tpu_vm() else Hosts()
+    is_tpu_vm = cluster.is_tpu_vm()
+    hosts = _connect(place) if place is not None or is_tpu_vm else Hosts()
+    listening = notices.heeded() if is_tpu_vm else nullcontext()
     if hosts.count == 1:
         before = signal.signal(signal.SIGTERM, hosts.told)
         try:
-            yield hosts
+            with listening:
+                yield hosts
         finally:
             signal.signal(signal.SIGTERM, before)
         return
     watch, stopped = _Watch(hosts), None
     try:
         try:
-            yield hosts
+            with listening:
+                yield hosts
         except Preempted as error:  # all of them at once
             stopped = error
         watch.part()
