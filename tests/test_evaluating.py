@@ -8,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import many_hosts
 import pytest
 import question_set
 import safetensors.numpy
 import tiny
 from fake_judge import FAULTS, FakeJudge
 
-QUICK = ("--judge-model", "judge-7", "--timeout", "0.5", "--retry-wait", "0.01")
+QUICK = ("--judge-model", "judge-7", "--retry-wait", "0.01")
+# For a judge that hangs. Where requests are counted it has no place: what is late is sent again, and on a busy machine
+# anything may be late.
+HASTY = ("--timeout", "0.5")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +44,15 @@ def scores(done: tiny.Done) -> dict:
 
 def test_mt_bench_of_a_model_with_and_without_faults(tiny_recipe: Path, tmp_path: Path):
     model = tiny_recipe.parent / "base"
-    asked = ("mt-bench", model, "--max-tokens", 8, "--json", *QUICK)
+    asked = ("mt-bench", model, "--max-tokens", 8, "--json", *QUICK, *HASTY)
     with FakeJudge().running() as judge:
         clean = scores(evaluate(*asked, "--judge", judge.url, "--out", tmp_path / "clean"))
     with FakeJudge(FAULTS, seed=2, rate=0.8, hang=1.0).running() as judge:
         faulty = scores(evaluate(*asked, "--judge", judge.url, "--out", tmp_path / "faulty"))
-        assert judge.done.total() > 3 and set(judge.good.values()) == {1}
+        assert judge.done.total() > 3
     assert clean == faulty
+    kept = [row["key"] for row in question_set.read(tmp_path / "faulty" / "calls.jsonl") if row.get("usable")]
+    assert len(kept) == len(set(kept)) == 12, "nothing that was answered is asked again"
     assert (clean["base"]["n"], clean["base"]["failed"]) == (12, 0)
     for name in ("questions.jsonl", "answers.jsonl", "judgments.jsonl", "page.html", "radar.png", "settings.json"):
         first, second = (tmp_path / each / name for each in ("clean", "faulty"))
@@ -87,9 +93,7 @@ def test_a_killed_evaluation_goes_on(tiny_recipe: Path, tiny_cache: Path, questi
         child = subprocess.Popen(
             command, env=tiny.environment(tiny_cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 120
-        while judge.good.total() < 4 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        many_hosts.wait_for(lambda: judge.good.total() >= 4, [child])
         child.send_signal(signal.SIGKILL)
         child.wait(timeout=30)
         answers = (tmp_path / "out" / "answers.jsonl").read_bytes()
@@ -107,7 +111,7 @@ def test_a_killed_evaluation_goes_on(tiny_recipe: Path, tiny_cache: Path, questi
 def test_alpaca_eval_of_a_model_both_versions(tiny_recipe: Path, tmp_path: Path):
     model = tiny_recipe.parent / "base"
     for version in (1, 2):
-        asked = ("alpaca-eval", model, "--version", version, "--max-tokens", 8, "--json", *QUICK)
+        asked = ("alpaca-eval", model, "--version", version, "--max-tokens", 8, "--json", *QUICK, *HASTY)
         with FakeJudge().running() as judge:
             clean = scores(evaluate(*asked, "--judge", judge.url, "--out", tmp_path / f"clean{version}"))
         with FakeJudge(FAULTS, seed=5, rate=0.8, hang=1.0).running() as judge:
@@ -239,7 +243,7 @@ def test_answers_of_another_model_are_not_taken_for_its_own(tiny_recipe: Path, q
 
 def test_a_judge_that_is_lost_midway_leaves_no_score(questions: Path, tmp_path: Path):
     asked = ("mt-bench", questions / "ada.jsonl", "--json", *QUICK, "--retries", 1, "--concurrency", 1)
-    with FakeJudge().running() as judge:
+    with FakeJudge(hang=0.1).running() as judge:
         judge.stopped_after = 5
         done = evaluate(*asked, "--judge", judge.url, "--out", tmp_path / "o")
     assert done.code == 1 and "7 of 12 judgments failed" in done.err and "too many for a score" in done.err
@@ -376,7 +380,7 @@ def test_without_the_extra_a_line_says_what_to_install(
 def test_a_whole_run_of_a_real_model(shared_data: Path, smollm2: Path, tiny_cache: Path, tmp_path: Path):
     """MT-Bench and AlpacaEval on all their questions, with every fault and a kill, give the faultless scores."""
     for benchmark, count in (("mt-bench", 160), ("alpaca-eval", 805)):
-        common = ["--max-tokens", 16, "--json", *QUICK, "--data", shared_data, "--out", tmp_path / benchmark]
+        common = ["--max-tokens", 16, "--json", *QUICK, *HASTY, "--data", shared_data, "--out", tmp_path / benchmark]
         arguments = ["evaluate", benchmark, smollm2, *common]
         with FakeJudge(FAULTS, seed=7, rate=0.5, hang=1.0).running() as judge:
             command = tiny.command(*arguments, "--judge", judge.url)
