@@ -45,14 +45,14 @@ def start_and_cut(recipe: Path, folder: Path, cache: Path, moment: Moment, how: 
     """Start the command and send it a signal at a moment; an error if it ends before."""
     command = tiny.command("run", recipe, "--run-dir", folder)
     # A shell that runs the tests in the background has the signal ignored, which processes inherit.
-    with subprocess.Popen(
-        command,
-        env=tiny.environment(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+    ours = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            command, env=tiny.environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, ours)
+    with process:
         try:
             give_up = time.monotonic() + 120
             while not moment(folder):
