@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "torch", "transformers", "trl")
+PACKAGES = ("jax", "jaxlib", "numpy", "optax", "torch", "transformers", "trl", "liger-kernel", "triton")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TQDM_DISABLE": "1",
@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace, sides: Mapping[str, Side], report: Report
         print(json.dumps(sides[arguments.side](arguments)))
         return
     path = arguments.results / f"{report.name}.partial.json"
-    key = {"machine": machine(), "arguments": _settings(arguments)}
+    measured_on = machine()
+    key = {"machine": measured_on, "arguments": _settings(arguments)}
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     runs: Runs = before["sides"] if {part: before.get(part) for part in key} == key else {}
 
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace, sides: Mapping[str, Side], report: Report
         in_turn(list(sides), arguments.turns, lambda side, turn: child(own_command(arguments, side, turn)), runs, keep)
     except SideFailed as failed:
         sys.exit(str(failed))
-    publish(report, runs, arguments)
+    publish(report, runs, arguments, measured_on)
     path.unlink(missing_ok=True)
 
 
@@ -140,11 +141,14 @@ def child(command: Sequence[str]) -> Figures:
     return {**json.loads(lines[-1]), "peak_gib": usage.ru_maxrss * unit / 2**30}
 
 
-def publish(report: Report, runs: Runs, arguments: argparse.Namespace) -> None:
-    """Print the table, the ratios and the machine; write the JSON and, where matplotlib is, the plot."""
+def publish(report: Report, runs: Runs, arguments: argparse.Namespace, measured_on: dict[str, Any]) -> None:
+    """Print the table, the ratios and the machine; write the JSON and, where matplotlib is, the plot.
+
+    `measured_on` is what `machine` said before the first run: by now there may be another commit.
+    """
     kept = {
         "name": report.name,
-        "machine": machine(),
+        "machine": measured_on,
         # Where files lie is the machine's affair.
         "arguments": {**_settings(arguments), **_file_names(arguments)},
         "sides": runs,
@@ -176,7 +180,7 @@ def text(kept: dict[str, Any]) -> list[str]:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments that say what is measured."""
-    own = {name: value for name, value in vars(arguments).items() if name not in ("side", "turn", "results", "through")}
+    own = {name: value for name, value in vars(arguments).items() if name not in ("side", "turn", "results")}
     return {name: str(value) if isinstance(value, Path) else value for name, value in own.items()}
 
 

@@ -1,16 +1,18 @@
-"""DPO of SmolLM2-135M here and by TRL's DPOTrainer: the same weights, pairs, update of 32 pairs and float32.
+"""DPO of SmolLM2-135M here and by TRL's DPOTrainer: the same weights, pairs and float32.
 
     python bench/dpo.py                                                       the quickstart's pairs, a few minutes
     python bench/dpo.py --data test.jsonl.gz --format hh --pairs 256 --turns 4 --name dpo-hh-rlhf
 
 Here every turn trains on its own share of the pairs, the reference pass timed apart. TRL takes `--peer-pairs` of that
-share, as many of every length. Warm-up (here the compilation, there a microbatch) is in no figure. TRL "default" is
-its defaults: gradient checkpointing, the reference model run beside the policy, padded batches. TRL "best" is the
-fastest that worked of what it has: references beforehand, no checkpointing, batches of like lengths. Its padding-free
-batches do not work: TRL 1.16 switches them off with a warning. It packs no pairs, and Liger's kernels need a GPU.
+share, as many of every length, in one update. Warm-up (here the compilation, there a microbatch) is in no figure. TRL
+"default" is its defaults: gradient checkpointing, the reference model run beside the policy, padded batches. TRL "best"
+is the fastest that worked of what it has: references beforehand, no checkpointing, batches of like lengths. Its
+padding-free batches do not work: TRL 1.16 switches them off with a warning. It packs no pairs, and Liger's kernels need
+a GPU.
 
-pairs_per_second: with references cached. …_one_epoch, …_three_epochs: with the reference pass in it.
 tokens_per_second: tokens of both answers' sequences, the prompt in each, without padding.
+pairs_per_second: these over the tokens of a pair, on the average of all pairs of the turn, whichever of them a side
+took. References are cached; …_one_epoch, …_three_epochs: with the reference pass in it.
 mean_reference: the reference's mean log-probability of an answer of TRL's pairs, which both sides compute.
 """
 
@@ -63,7 +65,7 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
         "pairs_per_second": rate,
         "pairs_per_second_one_epoch": 1 / (1 / rate + per_pair),
         "pairs_per_second_three_epochs": 1 / (1 / rate + per_pair / 3),
-        **_tokens(pairs, trained.seconds),
+        **_token_rate(pairs, trained.seconds),
         **work.utilization(flops, trained.seconds, work.jax_rate("float32", MATRIX)),
         "row_length": share.training.plan.row_length,
         "row_fill": trained.row_fill,
@@ -101,8 +103,8 @@ def _trl(arguments: argparse.Namespace, microbatch: int, alike: bool, **settings
 
     flops = work.of_examples(pairs).flops(weights.read_config(training_data.exported()))
     figures = {
-        "pairs_per_second": len(pairs) / timed.seconds,
-        **_tokens(pairs, timed.seconds),
+        "pairs_per_second": _tokens(pairs) / timed.seconds / (_tokens(given) / len(given)),
+        **_token_rate(pairs, timed.seconds),
         **work.utilization(flops, timed.seconds, rate),
     }
     return figures | ({"mean_reference": timed.mean_reference} if timed.mean_reference is not None else {})
@@ -114,8 +116,12 @@ def _taken(pairs: Sequence[Example], count: int, microbatch: int, alike: bool) -
     return [index for group in groups for index in group]
 
 
-def _tokens(pairs: Sequence[Example], seconds: float) -> Figures:
-    tokens = sum(len(pair.branch(branch)[0]) for pair in pairs for branch in (0, 1))
+def _tokens(pairs: Sequence[Example]) -> int:
+    return sum(len(pair.branch(branch)[0]) for pair in pairs for branch in (0, 1))
+
+
+def _token_rate(pairs: Sequence[Example], seconds: float) -> Figures:
+    tokens = _tokens(pairs)
     return {"tokens_per_second": tokens / seconds, "tokens_per_pair": tokens / len(pairs), "pairs": len(pairs)}
 
 
@@ -146,10 +152,10 @@ def main() -> None:
         "peak memory, bactrian / trl, best": Ratio("peak_gib", best, "peak_gib"),
     }
     notes = [
-        f"float32, updates of {arguments.batch_size} pairs of up to {arguments.max_length} tokens; {work.FORMULA}",
+        f"float32, our updates of {arguments.batch_size} pairs, of up to {arguments.max_length} tokens; {work.FORMULA}",
         f"bactrian: all pairs of a turn, remat {arguments.remat}, {arguments.microbatch_rows} row(s) at once; trl: "
-        f"{arguments.peer_pairs} of them, of every length, default {arguments.peer_microbatch} at once, best "
-        f"{arguments.peer_best_microbatch}",
+        f"one update of {arguments.peer_pairs} of them, of every length, default {arguments.peer_microbatch} at once, "
+        f"best {arguments.peer_best_microbatch}",
     ]
     alternate.run(arguments, SIDES, Report(arguments.name, plain, ratios, notes))
 

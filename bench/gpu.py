@@ -258,6 +258,7 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) -> None:
     """Sweep one size on every side, then run the best of each in turn."""
+    measured_on = alternate.machine()
     size = ["--shapes", shape, "--stages", stage, "--lengths", str(length)]
     swept = {"bactrian": (arguments.rows, arguments.remat)}
     if arguments.peer:
@@ -291,7 +292,7 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
     rate = "tokens_per_second"
     ratios = {"bactrian / trl": Ratio(rate, "trl", rate)} if len(best) == len(SIDES) else {}
     notes = [f"{side}: {' '.join(settings)}" for side, settings in best.items()] + [work.FORMULA]
-    alternate.publish(Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, notes), runs, arguments)
+    alternate.publish(Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, notes), runs, arguments, measured_on)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def of_examples(examples: Iterable[Example]) -> Work:
 
 
 def utilization(flops: float, seconds: float, rate: float) -> dict[str, float]:
-    """MFU, and the rate that it is a share of: where sides differ in that, something disturbed the machine."""
+    """MFU, and the rate that it is a share of, which is that of a side's own library: the slower flatters its MFU."""
     return {"mfu": flops / seconds / rate, "matmul_gflops": rate / 1e9}
 
 
