@@ -40,6 +40,7 @@ def packed(cuts: list[tuple[int, ...]], branches: int, length: int = LENGTH) -> 
 PAIRS = packed([(0, 110, 250, 290), (0, 31, 200, LENGTH)], branches=2)
 CONVERSATIONS = packed([(0, 40, 41, 180, 299), (0, LENGTH)], branches=0)
 RANKINGS = packed([(0, 250)], branches=5)
+WITH_AN_EMPTY_ROW = packed([(0, 110, 250), (0,)], branches=2)
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +72,15 @@ def run(implementation: attention.Implementation, places: Places, window: int | 
 @pytest.mark.parametrize("implementation", ["blocked", "flash", "splash"])
 @pytest.mark.parametrize(
     ("places", "window", "heads"),
-    [(PAIRS, None, 4), (PAIRS, 40, 4), (CONVERSATIONS, None, 2), (RANKINGS, 60, 6)],
-    ids=["pairs", "pairs, window", "conversations", "rankings, window"],
+    [
+        (PAIRS, None, 4),
+        (PAIRS, 40, 4),
+        (PAIRS, None, 2),
+        (CONVERSATIONS, None, 2),
+        (RANKINGS, 60, 6),
+        (WITH_AN_EMPTY_ROW, None, 6),
+    ],
+    ids=["pairs", "pairs, window", "pairs, a head to a key", "conversations", "rankings, window", "an empty row"],
 )
 def test_every_implementation_equals_the_dense_one(implementation, places: Places, window: int | None, heads: int):
     for found, dense in zip(

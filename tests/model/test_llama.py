@@ -1,12 +1,10 @@
 """The model's laws: logits equal those of transformers, a token sees what the rule lets it see,
-and the blocked way of attention equals the dense one.
+and what the backward pass computes again changes nothing.
 
 Shapes: B rows, T places, H query heads, G key/value heads, K head width.
 """
 
 import dataclasses
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -174,32 +172,29 @@ def test_a_token_depends_on_what_the_rule_lets_it_see_and_on_nothing_else(
     assert np.array_equal(depends, np.array(expected))
 
 
-@pytest.mark.parametrize("window", [None, 40])
-def test_blocked_attention_equals_dense(window: int | None):
-    length = 300
-    heads, groups, width = 4, 2, 8
-    random = np.random.default_rng(3)
-    queries_BTHK, keys_BTGK, values_BTGK, cotangent = (
-        random.normal(size=(2, length, count, width)).astype(np.float32) for count in (heads, groups, groups, heads)
-    )
-    segments, branches, positions = np.zeros((3, 2, length), np.int32)
-    for row, cuts in enumerate([(0, 110, 250, 290), (0, 31, 200, length)]):
-        for number, (start, stop) in enumerate(pairwise(cuts), 1):
-            shared = (stop - start) // 2
-            branch = shared + (stop - start) // 4
-            segments[row, start:stop] = number
-            branches[row, start + shared : stop] = 1
-            branches[row, start + branch : stop] = 2
-            positions[row, start:stop] = np.arange(stop - start)
-            positions[row, start + branch : stop] -= branch - shared
-    places = Places(*map(jnp.asarray, (segments, branches, positions)))
+@pytest.mark.parametrize("implementation", ["dense", "blocked"])
+def test_what_is_computed_again_changes_no_gradient(implementation: attention.Implementation):
+    """And attention, whose loops are the only ones of unknown length, is computed again where nothing is kept alone."""
+    parameters = random_parameters(SMALL_LLAMA)
+    tokens = np.random.default_rng(2).integers(0, SMALL_LLAMA.vocab_size, (2, 24))
+    places = plain_places(tokens)
 
-    @partial(jax.jit, static_argnums=0)
-    def run(implementation: attention.Implementation):
-        attend = attention.over(places, window, implementation)
-        output, pull = jax.vjp(attend, queries_BTHK, keys_BTGK, values_BTGK)
-        return output, *pull(jnp.asarray(cotangent))
+    def gradient(remat: llama.Remat):
+        compute = llama.Compute("float32", remat, implementation)
 
-    for blocked, dense in zip(jax.device_get(run("blocked")), jax.device_get(run("dense")), strict=True):
-        assert np.linalg.norm(blocked - dense) <= 1e-5 * np.linalg.norm(dense)
-        assert np.abs(blocked - dense).max() <= 1e-5 * np.abs(dense).max()
+        def loss(parameters: llama.Parameters) -> jax.Array:
+            return jnp.sum(llama.forward(parameters, SMALL_LLAMA, jnp.asarray(tokens), places, compute) ** 2)
+
+        return jax.grad(loss)
+
+    def loops(remat: llama.Remat) -> int:
+        return str(jax.make_jaxpr(gradient(remat))(parameters)).count(" while[")
+
+    plain = jax.jit(gradient("none"))(parameters)
+    for remat in ("dots", "full"):
+        for found, expected in zip(
+            jax.tree.leaves(jax.jit(gradient(remat))(parameters)), jax.tree.leaves(plain), strict=True
+        ):
+            assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+    if implementation == "blocked":
+        assert loops("dots") == loops("none") < loops("full")

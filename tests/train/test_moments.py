@@ -34,28 +34,54 @@ def test_what_is_large_in_its_block_is_said_well_and_nothing_is_said_badly(lengt
     assert np.isclose(np.abs(back).max(), np.abs(values).max())
 
 
+def squared(values: jax.Array) -> moments.Quantized:
+    return moments.quantize_square(values, jax.random.key(3))
+
+
 def test_codes_stand_for_themselves():
     """What a byte says is said by the same byte."""
-    for bits, back, forth in [
-        (7, moments.dequantize, moments.quantize),
-        (8, moments.dequantize_square, moments.quantize_square),
-    ]:
+    for bits, back, forth in [(7, moments.dequantize, moments.quantize), (8, moments.dequantize_square, squared)]:
         codes = np.arange(2**bits)[::-1].reshape(1, -1)  # one block: its greatest number is first
         quantized = moments.Quantized(jnp.asarray(codes, jnp.uint8), jnp.full((1, 1), 3.0))
         values = back(quantized)
         assert (np.diff(np.asarray(values)[0]) < 0).all()
-        again = forth(values[:, :64])
-        assert np.array_equal(again.codes, codes[:, :64])
+        again = np.asarray(forth(values[:, :64]).codes, int)
+        # By chance, of a square that float32 hardly misses: hardly ever by the neighbour.
+        assert np.abs(again - codes[:, :64]).max() <= bits - 7
+        assert (again == codes[:, :64]).mean() > 0.95
 
 
 def test_a_second_moment_spans_fourteen_decades_and_never_becomes_zero():
     values = np.square(spread((4, 64), 9))
     values[:, 5] = 0
-    back = np.asarray(moments.dequantize_square(moments.quantize_square(jnp.asarray(values))))
+    back = np.asarray(moments.dequantize_square(squared(jnp.asarray(values))))
     assert (back[:, 5] == 0).all()
     assert (np.delete(back, 5, 1) > 0).all()
     large = values > 1e-3 * values.max(axis=1, keepdims=True)
     assert (np.abs(back - values)[large] <= 0.1 * values[large]).all()
+
+
+@pytest.mark.parametrize("fading", [1.0, 0.25])
+def test_a_second_moment_follows_its_gradients_at_the_usual_beta2(fading: float):
+    """After 3,000 updates, from the thousandth on with smaller gradients in half of each block."""
+    chains = [
+        optimizer.chain(Optimizer(learning_rate=1.0, beta2=0.999, clip_norm=None, moments=kept), 10_000)
+        for kept in ("int8", "float32")
+    ]
+    parameters = jnp.zeros((64, 64))
+    fades = jnp.where(jnp.arange(64) % 2 == 0, fading, 1.0)
+
+    def update(number, states):
+        gradients = jax.random.normal(jax.random.fold_in(jax.random.key(0), number), parameters.shape)
+        gradients *= jnp.where(number > 1000, fades, 1.0)
+        return tuple(chain.update(gradients, state, parameters)[1] for chain, state in zip(chains, states, strict=True))
+
+    states = tuple(chain.init(parameters) for chain in chains)
+    (eight, *_), (full, *_) = jax.jit(lambda: jax.lax.fori_loop(0, 3000, update, states))()
+    ratios = np.asarray(moments.dequantize_square(eight.nu) / full.nu)
+    for half in (ratios[:, ::2], ratios[:, 1::2]):
+        assert np.mean(half) == pytest.approx(1, abs=0.03)
+        assert np.quantile(half, 0.05) > 0.6 and np.quantile(half, 0.95) < 1.5  # the noise of chance
 
 
 def test_blocks_of_zeros_are_zeros():

@@ -1,6 +1,7 @@
 """Laws: k microbatches equal one batch, padding changes nothing, a step that is not finite is not made."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -187,6 +188,46 @@ def test_updates_are_reported_in_order_and_pauses_come_with_their_state():
         state, _ = step(state, saying(0, target=index))
         if index + 1 in paused:
             assert np.array_equal(state.parameters["weight"], paused[index + 1])
+
+
+class Unfinished:
+    """A number that a device is still at; whoever looks at it waits."""
+
+    def __init__(self, name: str, said: list[str]):
+        self.name, self.said = name, said
+
+    def __float__(self) -> float:
+        self.said.append(f"wait for {self.name}")
+        return 1.0
+
+    def block_until_ready(self) -> "Unfinished":
+        float(self)
+        return self
+
+
+def test_the_device_has_the_next_update_before_the_host_looks_at_the_last():
+    said: list[str] = []
+
+    def step(state: State, batch: Any) -> Any:
+        said.append(f"begin {batch}")
+        metrics = {name: Unfinished(str(batch), said) for name in ("loss", "gradient_norm")}
+        return state, metrics
+
+    def batch_at(index: int) -> Any:
+        return index + 1
+
+    state: Any = SimpleNamespace(step=0)
+    assert len(list(trainer.train(step, state, batch_at, 4, no_pauses))) == 4
+    assert list(dict.fromkeys(said)) == [
+        "begin 1",
+        "begin 2",
+        "wait for 1",
+        "begin 3",
+        "wait for 2",
+        "begin 4",
+        "wait for 3",
+        "wait for 4",
+    ]
 
 
 def test_training_goes_on_where_the_state_is():

@@ -3,7 +3,9 @@
 Numbers of a block are divided by its greatest. What is left is written as a power of ten, as many leading zero bits as
 it takes, and in the bits after the first 1 a place between it and the next power: so a byte spans seven decades, and
 is the finer the greater the number. For the second moment its square root is kept: that spans fourteen, and what is
-not zero never becomes it, for the update divides by it.
+not zero never becomes it, for the update divides by it. It is rounded up or down by chance, so that on average it is
+what it should be: at a beta2 of 0.999 an update takes away a thousandth, which to the nearest would never be less.
+Chance is drawn from the number of the update, so that a run resumed is the run.
 """
 
 import math
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 _BLOCK = 64  # numbers that share a scale, at most: few, so that a device's share of an axis holds whole blocks
-_SMALLEST = 4096  # leaves of fewer numbers stay float32: norms and biases, which weigh nothing
+_SMALLEST = 4096  # leaves of fewer numbers stay float32: they weigh nothing
 
 
 class Quantized(NamedTuple):
@@ -52,10 +54,17 @@ def dequantize(quantized: Quantized) -> jax.Array:
     return values.reshape(codes.shape)
 
 
-def quantize_square(values: jax.Array) -> Quantized:
-    """The same of numbers that are not negative, by their square roots: uint8. None but 0 becomes 0."""
+def quantize_square(values: jax.Array, key: jax.Array) -> Quantized:
+    """The same of numbers that are not negative, by their square roots: uint8, one of the two that are nearest, on
+    average the number. None but 0 becomes 0.
+    """
     blocks, scales = _scaled(jnp.sqrt(values))
-    codes = jnp.maximum(_encode(blocks, 8), blocks > 0)
+    nearest = _encode(blocks, 8)
+    below = jnp.maximum(nearest - (_decode(nearest, 8) > blocks), 0)
+    low, high = jnp.square(_decode(below, 8)), jnp.square(_decode(jnp.minimum(below + 1, 255), 8))
+    part = (jnp.square(blocks) - low) / jnp.where(high > low, high - low, 1.0)
+    chance = jax.random.bits(key, blocks.shape, jnp.uint16).astype(jnp.float32) / 2**16
+    codes = jnp.maximum(below + (chance < part), blocks > 0)
     return Quantized(codes.astype(jnp.uint8).reshape(values.shape), scales)
 
 
@@ -67,10 +76,14 @@ def dequantize_square(quantized: Quantized) -> jax.Array:
 
 
 def _packed(state: Any) -> optax.ScaleByAdamState:
-    def packed(quantize, tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf if leaf.size < _SMALLEST else quantize(leaf), tree)
-
-    return state._replace(mu=packed(quantize, state.mu), nu=packed(quantize_square, state.nu))
+    key = jax.random.fold_in(jax.random.key(1), state.count)
+    leaves, tree = jax.tree.flatten(state.nu)
+    squares = [
+        leaf if leaf.size < _SMALLEST else quantize_square(leaf, jax.random.fold_in(key, index))
+        for index, leaf in enumerate(leaves)
+    ]
+    means = jax.tree.map(lambda leaf: leaf if leaf.size < _SMALLEST else quantize(leaf), state.mu)
+    return state._replace(mu=means, nu=jax.tree.unflatten(tree, squares))
 
 
 def _unpacked(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
