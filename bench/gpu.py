@@ -107,7 +107,7 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
     settings.moments = arguments.moments
     chain = optimizer.chain(settings, TIMED + 1)
     parameters = jax.jit(lambda key: llama.init(config, key, arguments.parameters))(jax.random.key(0))
-    figures: Figures = {}
+    figures: Figures = {"attention": compute.attention, "attention_error": _attention_error(compute)}
     if stage == "dpo":
         score = scores.compiled(config, compute)
         batch, figures["reference_tokens_per_second"] = _reference(score, parameters, given, plan, rows)
@@ -162,6 +162,35 @@ def _figures(given: Sequence[Example], config: llama.Config, seconds: float, rat
 
 def _leaves(tree: Any) -> list[llama.Spec]:
     return [tree] if isinstance(tree, llama.Spec) else [leaf for child in tree.values() for leaf in _leaves(child)]
+
+
+def _attention_error(compute: llama.Compute) -> float:
+    """How far this device's attention is from the plain one, in bfloat16, on one pair: the largest difference of its
+    results and gradients over the largest of them."""
+    import jax
+    import jax.numpy as jnp
+
+    heads, width, (prompt, answer) = 4, 128, (300, 200)
+    batch = packing.empty(1, 1024, 1, 2)
+    length = prompt + 2 * answer
+    packing.fill(
+        batch, 0, [(0, Example(np.zeros(length, np.int32), np.arange(length) >= prompt, (prompt, prompt + answer)))]
+    )
+    places = attention.Places(*(jnp.asarray(column) for column in (batch.segments, batch.branches, batch.positions)))
+    given = [jax.random.normal(jax.random.key(n), (1, 1024, heads, width), compute.dtype) for n in range(4)]
+
+    def both(implementation: attention.Implementation, *given: jax.Array):
+        output, pull = jax.vjp(attention.over(places, None, implementation), *given[:3])
+        return output, *pull(given[3])
+
+    found, plain = (
+        jax.device_get(jax.jit(both, static_argnums=0)(each, *given)) for each in (compute.attention, "dense")
+    )
+    differences = [
+        np.abs(np.float32(one) - np.float32(other)).max() / np.abs(np.float32(other)).max()
+        for one, other in zip(found, plain, strict=True)
+    ]
+    return float(max(differences))
 
 
 def _reference(score: Any, parameters: Any, given: Sequence[Example], plan: Plan, rows: int) -> tuple[Batch, float]:
@@ -222,6 +251,7 @@ def trl(arguments: argparse.Namespace) -> Figures:
         given = given[: round(len(given) * timed.learned / work.of_examples(given).learned)]
     rate = max(rate, work.torch_rate("bfloat16", _matrix(arguments), device))
     figures = _figures(given, config, timed.seconds, rate)
+    figures["kernels"] = "liger" if more["use_liger_kernel"] else "plain"
     if device == "cuda":
         figures["device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return figures
@@ -260,39 +290,47 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
     """Sweep one size on every side, then run the best of each in turn."""
     measured_on = alternate.machine()
     size = ["--shapes", shape, "--stages", stage, "--lengths", str(length)]
-    swept = {"bactrian": (arguments.rows, arguments.remat)}
+    swept = {"bactrian": _sweep(arguments, "bactrian", size, arguments.rows, arguments.remat)}
     if arguments.peer:
-        swept["trl"] = (arguments.peer_rows, arguments.peer_remat)
-    best: dict[str, list[str]] = {}
-    for side, (rows, remat) in swept.items():
-        rates = {}
-        settings_of_side = list(product(rows, remat))
-        if side == "trl":  # its kernels are compiled as they are met: the first setting is not to pay for the others
-            settings_of_side.insert(0, settings_of_side[0])
-        for count, policy in settings_of_side:
-            settings = ["--rows", str(count), "--remat", policy]
-            label = f"{' '.join(size)}, {side}: {' '.join(settings)}"
-            try:
-                figures = alternate.child([*alternate.own_command(arguments, side, 1), *size, *settings])
-            except SideFailed as failed:
-                print(f"{label}  did not run: {failed.reason}", flush=True)
-                continue
-            rates[figures["tokens_per_second"]] = settings
-            print(f"{label}  {figures['tokens_per_second']:.0f} tokens/s, MFU {figures['mfu']:.3f}", flush=True)
-        if rates:
-            best[side] = rates[max(rates)]
+        # Its kernels are compiled as they are met: a run that is thrown away pays for them.
+        _sweep(arguments, "trl", size, arguments.peer_rows[:1], arguments.peer_remat[:1])
+        swept["trl"] = _sweep(arguments, "trl", size, arguments.peer_rows, arguments.peer_remat)
+    best = {side: max(rates, key=rates.__getitem__) for side, rates in swept.items() if rates}
     if not best:
         return
 
     def measure(side: str, turn: int) -> Figures:
-        return alternate.child([*alternate.own_command(arguments, side, turn), *size, *best[side]])
+        return alternate.child([*alternate.own_command(arguments, side, turn), *size, *best[side].split()])
 
     runs: Runs = {}
     alternate.in_turn(list(best), arguments.turns, measure, runs)
     rate = "tokens_per_second"
     ratios = {"bactrian / trl": Ratio(rate, "trl", rate)} if len(best) == len(SIDES) else {}
-    notes = [f"{side}: {' '.join(settings)}" for side, settings in best.items()] + [work.FORMULA]
-    alternate.publish(Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, notes), runs, arguments, measured_on)
+    notes = [f"{side}: {settings}, of {_said(swept[side])}" for side, settings in best.items()]
+    report = Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, [*notes, work.FORMULA])
+    alternate.publish(report, runs, arguments, measured_on)
+
+
+def _sweep(
+    arguments: argparse.Namespace, side: str, size: Sequence[str], rows: Sequence[int], remat: Sequence[str]
+) -> dict[str, float]:
+    """Tokens per second by settings, of those that run."""
+    rates = {}
+    for count, policy in product(rows, remat):
+        settings = f"--rows {count} --remat {policy}"
+        command = [*alternate.own_command(arguments, side, 1), *size, *settings.split()]
+        label = f"{' '.join(size)}, {side}: {settings}"
+        try:
+            rates[settings] = alternate.child(command)["tokens_per_second"]
+        except SideFailed as failed:
+            print(f"{label}  did not run: {failed.reason}", flush=True)
+            continue
+        print(f"{label}  {rates[settings]:.0f} tokens/s", flush=True)
+    return rates
+
+
+def _said(rates: dict[str, float]) -> str:
+    return "; ".join(f"{settings}: {rate:.0f} tokens/s" for settings, rate in rates.items())
 
 
 if __name__ == "__main__":
