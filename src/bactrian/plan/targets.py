@@ -37,6 +37,7 @@ class Chip:
     network: float = math.inf
     dimensions: int = 0  # of the torus
     largest: int = 0  # what the vendor's number goes up to
+    is_sold_singly: bool = False  # whether a TPU comes as one chip too
 
 
 def _tpu(
@@ -54,8 +55,9 @@ def _gpu(name: str, memory: int, flops: float, bandwidth: float, nvlink: float, 
     return Chip(name, "cuda", "GPUs", 1, 1, memory, *figures, largest=4096)
 
 
-# TPUs: Google Cloud's page of each version (peak compute, HBM bandwidth, half the interconnect's bidirectional one).
-# v3's page gives no link; Jouppi et al. 2020 (A Domain Specific Supercomputer) gives 656 Gbit/s for each of four.
+# TPUs: Google Cloud's page of each version (peak compute, HBM bandwidth, half the interconnect's bidirectional one; the
+# largest slice). v3's page gives no link; Jouppi et al. 2020 (A Domain Specific Supercomputer) gives 656 Gbit/s for
+# each of four.
 # GPUs: NVIDIA's data sheets of the SXM modules; one network port per GPU as in its DGX systems, 200 Gbit/s for A100 and
 # 400 for the others.
 CHIPS = {
@@ -63,10 +65,10 @@ CHIPS = {
     for chip in (
         _tpu("v3", "cores", 1, 2, 15.48, (123, 900, 328), dimensions=2, largest=2048),
         _tpu("v4", "cores", 2, 1, 30.75, (275, 1200, 300), dimensions=3, largest=8192),
-        _tpu("v5e", "chips", 1, 1, 15.75, (197, 819, 200), dimensions=2, largest=256),
-        _tpu("v5p", "cores", 2, 1, 95.74, (459, 2765, 600), dimensions=3, largest=8192),
-        _tpu("v6e", "chips", 1, 1, 31.25, (918, 1638, 400), dimensions=2, largest=256),
-        _tpu("7x", "cores", 1, 2, 94.75, (2307, 7380, 600), dimensions=3, largest=8192),
+        _tpu("v5e", "chips", 1, 1, 15.75, (197, 819, 200), dimensions=2, largest=256, is_sold_singly=True),
+        _tpu("v5p", "cores", 2, 1, 95.74, (459, 2765, 600), dimensions=3, largest=12288),
+        _tpu("v6e", "chips", 1, 1, 31.25, (918, 1638, 400), dimensions=2, largest=256, is_sold_singly=True),
+        _tpu("7x", "cores", 1, 2, 94.75, (2307, 7380, 600), dimensions=3, largest=18432),
         _gpu("a100-40", 42_331_013_120, 312, 1555, 300, 25),
         _gpu("a100-80", 85_100_068_864, 312, 2039, 300, 25),
         _gpu("h100", 84_942_979_072, 989, 3352, 450, 50),
@@ -78,6 +80,8 @@ CHIPS = {
 # What JAX takes of a GPU's memory if not told otherwise (its documentation, "GPU memory allocation").
 JAX_SHARE_OF_GPU = 0.75
 GPUS_PER_NODE = 8
+# Chips along a side of the cubes that slices of three dimensions are made of, from one cube on.
+_CUBE = 4
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,10 @@ class Target:
         """The chips along each dimension of a TPU slice: as near to a cube, or a square, as it comes."""
         if self.chips == 4 and self.chip.dimensions == 3:
             return (2, 2, 1)
-        doublings = self.chips.bit_length() - 1
-        each, rest = divmod(doublings, self.chip.dimensions)
-        return tuple(1 << each + (index >= self.chip.dimensions - rest) for index in range(self.chip.dimensions))
+        cubes, rest = divmod(self.chips, _CUBE**3)
+        if self.chip.dimensions == 3 and not rest:
+            return tuple(_CUBE * side for side in _box(cubes, 3))
+        return _box(self.chips, self.chip.dimensions)
 
     def describe(self) -> str:
         """The target in words, by its vendor's count and by JAX's."""
@@ -117,7 +122,8 @@ class Target:
             return f"{self.name}: {self.devices} {self.chip.counted}"
         shape = "×".join(map(str, self.torus))
         cores = f" of {self.chip.devices_per_chip} cores" if self.chip.devices_per_chip > 1 else ""
-        return f"{self.name}: {self.chips} chips{cores} ({shape}), {self.devices} JAX devices"
+        plural = "s" if self.chips > 1 else ""
+        return f"{self.name}: {self.chips} chip{plural}{cores} ({shape}), {self.devices} JAX device{plural}"
 
 
 def find(name: str) -> Target:
@@ -129,7 +135,7 @@ def find(name: str) -> Target:
         count = int(slice_of[2])
         if count in sizes(chip):
             return Target(f"{chip.name}-{count}", chip, count // chip.devices_per_name)
-        raise InputError(f"{name}: {chip.name} slices have {_listed(sizes(chip))} {chip.counted}")
+        raise InputError(f"{name}: {chip.name} slices have {_offered(chip)} {chip.counted}")
     nodes_of = re.fullmatch(r"(\d+)x(a100-40|a100-80|h100|h200|b200|cpu)", text)
     if nodes_of:
         chip, count = CHIPS[nodes_of[2]], int(nodes_of[1])
@@ -140,9 +146,15 @@ def find(name: str) -> Target:
 
 
 def sizes(chip: Chip) -> list[int]:
-    """The numbers that slices of a TPU have in their names: those of the powers of two from one host on."""
-    smallest = 4 * chip.devices_per_chip * chip.devices_per_name
-    return [smallest << power for power in range((chip.largest // smallest).bit_length())]
+    """The numbers that slices of a TPU have in their names: those of powers of two from a host's four chips on, of any
+    number of whole cubes, and of one chip where that is sold."""
+    each, cube = chip.devices_per_chip * chip.devices_per_name, _CUBE**3
+    most = chip.largest // each
+    chips = {1} if chip.is_sold_singly else set()
+    chips |= {1 << power for power in range(2, most.bit_length())}
+    if chip.dimensions == 3:
+        chips |= set(range(cube, most + 1, cube))
+    return [count * each for count in sorted(chips)]
 
 
 def known() -> str:
@@ -151,6 +163,19 @@ def known() -> str:
     return ", ".join([*tpus, *(f"Nx{chip.name}" for chip in CHIPS.values() if chip.platform != "tpu")])
 
 
-def _listed(numbers: list[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} or {last}"
+def _offered(chip: Chip) -> str:
+    """The numbers of `sizes` in words."""
+    *most, last = sizes(chip)
+    if chip.dimensions < 3:
+        return f"{', '.join(map(str, most))} or {last}"
+    cube = _CUBE**3 * chip.devices_per_chip * chip.devices_per_name
+    smaller = ", ".join(str(number) for number in most if number < cube)
+    return f"{smaller} or a multiple of {cube} up to {last}"
+
+
+def _box(count: int, dimensions: int) -> tuple[int, ...]:
+    """The sides of a box of so many that is as near to a cube as it comes, the shortest first."""
+    if dimensions == 1:
+        return (count,)
+    sides = (side for side in range(1, count + 1) if count % side == 0)
+    return min((tuple(sorted((side, *_box(count // side, dimensions - 1)))) for side in sides), key=sum)
