@@ -82,6 +82,8 @@ def test_traffic_is_what_its_collectives_send_together(program: hlo.Program):
         ("replica_groups=mesh['a'=8] {'a':(2)4}", ("fsdp",)),
         ("source_target_pairs={{0,1},{1,2},{2,3},{3,0}}", ("fsdp",)),
         ("source_target_pairs={{0,4},{4,0}}", ("data",)),
+        ("source_target_pairs={{0,0},{1,5}}", ("data",)),
+        ("source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7}}", ("data", "fsdp")),
     ],
 )
 def test_groups_in_every_form_that_xla_writes(written: str, axes: tuple[str, ...]):
@@ -103,6 +105,30 @@ def test_what_stays_on_a_device_is_no_collective():
 }
 """
     assert not list(collectives.of(hlo.parse(text), SIZES))
+
+
+def test_a_permute_that_ends_a_reduce_scatter_carries_what_that_one_scatters():
+    # As TPUs' compiler writes one of 12 rows over four devices: in parts of four, of which the last rows are another's.
+    text = """%all-reduce-scatter.1 (p: f32[12,8], q: f32[8]) -> (f32[4,8], f32[2]) {
+  %p = f32[12,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %r = f32[16,8]{1,0} pad(%p, %zero), padding=0_4x0_0
+  %a = (f32[16,8]{1,0}, f32[8]{0}) all-reduce(%r, %q), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+ENTRY %main (x: f32[12,8], y: f32[8]) -> f32[3,8] {
+  %x = f32[12,8]{1,0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %s = (f32[2]{0}, f32[4,8]{1,0}) fusion(%y, %x), kind=kCustom, calls=%all-reduce-scatter.1
+  %t = f32[4,8]{1,0} get-tuple-element(%s), index=1
+  %u = f32[3,8]{1,0} slice(%t), slice={[1:4], [0:8]}
+  %v = f32[3,8]{1,0} collective-permute(%u), channel_id=2, source_target_pairs={{0,1},{1,2},{2,3}}
+  ROOT %w = f32[12,8]{1,0} collective-permute(%x), channel_id=3, source_target_pairs={{0,1},{1,2},{2,3}}
+}
+"""
+    last, other = (each for each in collectives.of(hlo.parse(text), SIZES) if each.kind == "collective-permute")
+    assert (last.arrays, last.sent) == (("f32[12,8]",), 3 * 8 * 4)
+    assert (other.arrays, other.sent) == (("f32[12,8]",), 12 * 8 * 4)
 
 
 def test_a_collective_that_runs_inside_others_is_one():

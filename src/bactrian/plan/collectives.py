@@ -16,6 +16,9 @@ from bactrian.plan.hlo import Frame, Instruction, Program, Trips
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
+# What hands a value on, or a slice of it; the asynchronous are slices and copies between memories.
+_MOVES = ("slice", "get-tuple-element", "bitcast", "copy", "copy-start", "copy-done", "async-start", "async-done")
+
 Sizes = Mapping[str, int]  # of a mesh's axes, in their order
 
 
@@ -23,7 +26,8 @@ class Collective(NamedTuple):
     """One collective of a program.
 
     axes: the mesh axes that it goes over. group: the devices of one of its groups.
-    arrays: what it makes of whole things, as `bf16[2,8]`: an all-gather's results, the others' operands.
+    arrays: what it makes of whole things, as `bf16[2,8]`: an all-gather's results, the others' operands, and of the
+    permute that ends a reduce-scatter what that one scatters.
     sent: bytes that leave a device each time; times: how often it runs.
     """
 
@@ -72,6 +76,8 @@ def of(program: Program, sizes: Sizes, trips: Trips = lambda loop: 1.0) -> Itera
         given = [here[operand].shape for operand in instruction.operands if operand in here]
         size = sum(map(hlo.size, given))
         arrays = [array for operand in instruction.operands for array in hlo.arrays(_unpadded(here, operand))]
+        if kind == "collective-permute":
+            arrays = hlo.arrays(_scattered(here, instruction.operands[0])) or arrays
         if kind == "all-gather":
             # The result of one that is started is its operands, then what they become.
             arrays = hlo.arrays(instruction.shape)[-len(given) :]
@@ -110,6 +116,21 @@ def _unpadded(here: dict[str, Instruction], name: str) -> str:
     return operand.shape if operand is not None else ""
 
 
+def _scattered(here: dict[str, Instruction], name: str) -> str:
+    """The type of what a reduce-scatter scatters, where a value is a slice of what it leaves; else nothing.
+
+    TPUs' compiler fills the parts up to whole tiles, and a device then passes on to the next what is that one's.
+    """
+    left, index = here.get(name), 0
+    while left is not None and (left.opcode in _MOVES or "ConcatBitcast" in left.attributes):
+        element = re.search(r"index=(\d+)", left.attributes) if left.opcode == "get-tuple-element" else None
+        index = int(element[1]) if element else index
+        left = here.get(left.operands[0])
+    if left is None or not (left.opcode == "reduce-scatter" or "calls=%all-reduce-scatter" in left.attributes):
+        return ""
+    return _unpadded(here, left.operands[index])
+
+
 def _sent(kind: str, size: float, group: int) -> float:
     """Bytes that leave a device that gives `size` bytes."""
     if kind == "all-gather":
@@ -126,11 +147,11 @@ def _axes(group: tuple[int, ...], sizes: Sizes) -> tuple[str, ...]:
 
 
 def _group(attributes: str, devices: int) -> tuple[int, ...]:
-    """The first group of a collective. XLA writes them out, as a reshaped range, or by the axes of a mesh."""
+    """The first group of a collective. XLA writes them out, as a reshaped range, or by the axes of a mesh; of a permute
+    it writes who gives to whom, and the group are those that the first pair leads to."""
     pairs = re.search(r"source_target_pairs=\{([\d,{} ]*)\}", attributes)
     if pairs:
-        first = next((pair for pair in re.findall(r"(\d+),(\d+)", pairs[1]) if pair[0] != pair[1]), None)
-        return tuple(map(int, first)) if first else ()
+        return _joined([(int(giver), int(taker)) for giver, taker in re.findall(r"(\d+),(\d+)", pairs[1])])
     written = re.search(r"replica_groups=\{\{([\d, ]*)\}", attributes)
     if written:
         return tuple(map(int, written[1].split(",")))
@@ -143,6 +164,15 @@ def _group(attributes: str, devices: int) -> tuple[int, ...]:
     if mesh:
         return _mesh_group(mesh[1], mesh[2], mesh[3])
     return tuple(range(devices))
+
+
+def _joined(pairs: list[tuple[int, int]]) -> tuple[int, ...]:
+    """The devices that trade with each other, directly or through others, with those of the first pair of two."""
+    found = set(next((pair for pair in pairs if pair[0] != pair[1]), ()))
+    grown: set[int] = set()
+    while grown != found:
+        grown, found = found, found.union(*(pair for pair in pairs if found.intersection(pair)))
+    return tuple(sorted(found))
 
 
 def _mesh_group(axes: str, order: str | None, varied: str) -> tuple[int, ...]:
