@@ -77,11 +77,13 @@ def candidates(recipe: Recipe, name: StageName, target: Target) -> list[Candidat
 
 
 def _meshes(config: llama.Config, target: Target) -> Iterator[Mesh]:
-    """Meshes over which the model divides, with one copy of it: powers of two along every axis."""
+    """Meshes over which the model divides, with one copy of it, or as many as leave a power of two for each: powers of
+    two along every other axis."""
     powers = [1 << power for power in range(target.devices.bit_length())]
-    for sequence, tensor in product(powers, powers):
-        if target.devices % (sequence * tensor) == 0:
-            mesh = Mesh(data=1, fsdp=-1, sequence=sequence, tensor=tensor)
+    odd = target.devices // (target.devices & -target.devices)
+    for data, sequence, tensor in product(sorted({1, odd}), powers, powers):
+        if target.devices % (data * sequence * tensor) == 0:
+            mesh = Mesh(data=data, fsdp=-1, sequence=sequence, tensor=tensor)
             with contextlib.suppress(RecipeError):
                 meshes.check(meshes.sizes(mesh, target.devices), config)
                 yield mesh
@@ -98,7 +100,9 @@ def _of_mesh(
             work = workload.packed(given, name, settings, rows, places)
         except DataError:
             return
-        if _held(work, target.devices) > _FULL * target.memory or rows * multiple > max(work.plan.rows, rows):
+        if _held(work, target.devices // sizes["data"]) > _FULL * target.memory or rows * multiple > max(
+            work.plan.rows, rows
+        ):
             return
         for remat in _REMATS:
             if remat == "full" or _kept(work, remat, target.devices) < target.memory:
@@ -114,16 +118,21 @@ def _lower(work: Workload, remat: llama.Remat, target: Target, sizes: dict[str, 
 
 
 def _collectives(work: Workload, target: Target, sizes: dict[str, int]) -> Iterator[Collective]:
-    """Weights fetched forward and backward, their gradients scattered; activations traded over tensor and sequence."""
+    """Weights fetched forward and backward, their gradients scattered, and added up over the copies once; activations
+    traded over tensor and sequence."""
     config, group = work.config, tuple(range(target.devices))
-    tensor, sequence = sizes["tensor"], sizes["sequence"]
-    holders = target.devices // tensor
-    per_microbatch = 3 * estimate.layer_bytes(config) * config.num_layers / tensor
+    tensor, sequence, copies = sizes["tensor"], sizes["sequence"], sizes["data"]
+    holders = target.devices // tensor // copies
+    weights = estimate.layer_bytes(config) * config.num_layers / tensor
     if holders > 1:
-        sent = per_microbatch * (holders - 1) / holders
-        over = group[::tensor]
+        sent = 3 * weights * (holders - 1) / holders
+        over = group[: holders * tensor : tensor]
         yield Collective("all-gather", ("fsdp", "sequence"), over, (), sent, work.microbatches, "", None)
-    hidden = 2 * work.computed_places / work.microbatches / holders * config.hidden_size
+    if copies > 1:
+        # In float32, twice as wide as what is computed with.
+        sent = 2 * 2 * weights / holders * (copies - 1) / copies
+        yield Collective("all-reduce", ("data",), group[:: holders * tensor], (), sent, 1.0, "", None)
+    hidden = 2 * work.computed_places / work.microbatches / holders / copies * config.hidden_size
     if tensor > 1:
         # Twice a layer places are fetched and results added up, forward, again and backward.
         sent = 12 * config.num_layers * hidden * (tensor - 1) / tensor
