@@ -97,6 +97,7 @@ def test_hours_are_updates_and_cost_is_of_chips():
 
 
 GROUP = tuple(range(8))
+HIDDEN = Collective("all-reduce", ("fsdp",), GROUP, ("bf16[8,8192,4096]",), 1e6, 64, "jit(step)/dot_general", None)
 WEIGHTS = {
     "gate, up and down": ("bf16[4096,11008]",) * 3,
     "queries, keys, values and outputs": ("bf16[4096,4096]",) * 4,
@@ -114,24 +115,64 @@ def test_weights_travel_once_forward_and_once_backward():
     assert len(check.violations(planned(20.0, sent=gathered(32 * 3 * microbatches)))) == 2
 
 
+def test_a_weight_that_is_nowhere_gathered_was_not_found():
+    (said,) = check.violations(planned(20.0, sent=gathered(32 * 2 * 8)[:1]))
+    assert "weights of 16,777,216 elements are gathered 0 times; 128 are needed at least" in said
+    assert len(check.violations(planned(20.0, sent=()))) == 2
+    whole = planned(20.0, sent=())
+    sizes = {**whole.sizes, "data": 8, "fsdp": 1}
+    assert check.violations(replace(whole, sizes=sizes)) == [], "every device has them whole"
+    as_sums = tuple(each._replace(kind="all-reduce", op_name="jit(step)/all_gather") for each in gathered(32))
+    assert check.violations(replace(whole, steps={"train": whole.train._replace(collectives=as_sums)})) == []
+    over_places = tuple(each._replace(axes=("sequence",)) for each in gathered(32 * 2 * 8))
+    sizes = {**whole.sizes, "fsdp": 1, "sequence": 8}
+    assert len(check.violations(replace(whole, sizes=sizes))) == 2
+    assert check.violations(replace(planned(20.0, sent=over_places), sizes=sizes)) == []
+
+
+def test_the_reference_pass_is_checked_too():
+    def scored(*sent: Collective) -> list[str]:
+        found = planned(20.0, sent=gathered(32 * 2 * 8))
+        return check.violations(
+            replace(found, steps={**found.steps, "reference": found.train._replace(collectives=sent)})
+        )
+
+    assert scored(*gathered(32)) == []
+    assert all("the reference step: weights of" in said for said in scored(*gathered(32 * 2)))
+    assert len(scored(*gathered(32 * 2))) == len(scored()) == 2
+    (said,) = scored(*gathered(32), HIDDEN)
+    assert said.startswith("the reference step: all-reduce over fsdp carries bf16[8,8192,4096]")
+
+
+def test_gradients_that_are_added_up_whole_are_remarked():
+    added = Collective("all-reduce", ("fsdp",), GROUP, ("bf16[4096,11008]", "f32[4096]"), 1e6, 32, "", None)
+    scattered = added._replace(kind="reduce-scatter")
+    found = planned(20.0, sent=(*gathered(32 * 2 * 8), added, scattered))
+    assert check.violations(found) == []
+    (said,) = check.remarks(found)
+    assert said.startswith(f"{32 * 2 * 4096 * 11008 * 7 / 8 / 1e9:.2f} GB of it in vain")
+    assert any(said in line for line in show.lines(found))
+    assert check.remarks(planned(20.0, sent=(scattered, added._replace(axes=("data",))))) == []
+
+
 def test_a_batch_does_not_travel_over_its_rows():
-    hidden = Collective("all-reduce", ("fsdp",), GROUP, ("bf16[8,8192,4096]",), 1e6, 64, "jit(step)/dot_general", None)
-    (said,) = check.violations(planned(20.0, sent=(hidden,)))
+    def violations(*sent: Collective) -> list[str]:
+        return check.violations(planned(20.0, sent=(*gathered(32), *sent)))
+
+    (said,) = violations(HIDDEN)
     assert "all-reduce over fsdp carries bf16[8,8192,4096]" in said
-    assert check.violations(planned(20.0, sent=(hidden._replace(axes=("tensor",)),))) == []
+    assert violations(HIDDEN._replace(axes=("tensor",))) == []
     # A row's hidden states that have as many elements as a weight are told by where they come from.
-    alike = hidden._replace(arrays=("bf16[1,4096,4096]",), frame=Frame("model/llama.py", "_layer", 1))
-    square = planned(20.0, "sft.row_length=4096", sent=(alike,))
+    alike = HIDDEN._replace(arrays=("bf16[1,4096,4096]",), frame=Frame("model/llama.py", "_layer", 1))
+    square = planned(20.0, "sft.row_length=4096", sent=(*gathered(32), alike))
     plan = packing.plan(np.full(128, 4096), mixture.order(128, 128, 2, 0), 4096, 8, 1)
     square = replace(square, workload=replace(square.workload, plan=plan))
     assert len(check.violations(square)) == 1
     fetched = alike._replace(frame=Frame("model/shards.py", "Share.fetch", 1))
-    weight = square.train._replace(collectives=(fetched,))
+    weight = square.train._replace(collectives=(*gathered(32), fetched))
     assert check.violations(replace(square, steps={"train": weight})) == []
-    tokens = hidden._replace(arrays=("s32[8,8192]",))
-    assert len(check.violations(planned(20.0, sent=(tokens,)))) == 1
-    small = hidden._replace(arrays=("f32[8192]", "f32[]", "s32[4,8]"))
-    assert check.violations(planned(20.0, sent=(small,))) == []
+    assert len(violations(HIDDEN._replace(arrays=("s32[8,8192]",)))) == 1
+    assert violations(HIDDEN._replace(arrays=("f32[8192]", "f32[]", "s32[4,8]"))) == []
 
 
 @pytest.mark.parametrize(
@@ -160,6 +201,24 @@ def test_the_recipes_fit_their_slices(recipe: str, target: str, devices: int):
     assert done.code == 0, done.err
     assert (said["fits"], said["devices"], said["row_length"]) == (True, devices, 8192)
     assert said["bytes_per_device"]["total"] < said["hbm_bytes"]
+
+
+@pytest.mark.slow
+@NEEDS_TPU
+@pytest.mark.parametrize(
+    ("target", "changes", "devices"), [("v6e-4", [], 4), ("v5e-1", [], 1), ("v5p-384", ["mesh.data=12"], 192)]
+)
+def test_a_narrow_model_on_slices_of_all_sizes(tmp_path: Path, target: str, changes: list[str], devices: int):
+    # 80 features in four parts are no whole tiles: what neighbours then trade of gradients is no violation.
+    config = json.loads((RECIPES / "llama-2-7b.json").read_text())
+    narrow = {"hidden_size": 80, "intermediate_size": 768, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **narrow, **heads}))
+    changes = [f"model.config={tmp_path / 'config.json'}", "sft.row_length=2048", "sft.max_length=2048", *changes]
+    done, said = plan(RECIPES / "sft-7b.toml", "--target", target, "--check", *changes)
+    assert done.code == 0, done.err
+    assert said["devices"] == devices
+    assert any(each["kind"] == "collective-permute" for each in said["collectives"]) == (target == "v6e-4")
 
 
 @pytest.mark.slow

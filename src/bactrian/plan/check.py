@@ -1,36 +1,84 @@
-"""What a compiled update must not send: over the axes data and fsdp nothing but weights, their gradients and sums.
+"""What a compiled step must not send: over the axes data and fsdp nothing but weights, their gradients and sums.
 
 With parameters sharded and activations left to it, XLA may add up activations where it should gather weights: the same
 numbers, many times the traffic. So every collective over data or fsdp has to carry a parameter, or a part of one, or be
-small; and of each layer's weights there is one gather forward and one backward for every microbatch, no more.
+small; and of each layer's weights there is one gather forward and one backward for every microbatch, no more. Where
+there is not one for each layer that lies split, the text was misread, and nothing found in it counts.
 """
 
 import math
 from collections import Counter, defaultdict
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AbstractMesh
 
 from bactrian.model import llama, shards
-from bactrian.plan import collectives
+from bactrian.plan import collectives, hlo
 from bactrian.plan.collectives import Collective
 from bactrian.plan.planning import Planned
+from bactrian.plan.steps import Kind
 
 _WHOLE_NUMBERS = ("s32", "u32", "s8", "u8", "pred")
-_FETCHED_IN = "model/shards.py"  # weights, and their gradients on the way back
-_PASSES = 2  # forward, and backward, which computes from what it gathers again
+_FETCH = ("model/shards.py", "Share.fetch")  # of weights, and of their gradients on the way back
+_PASSES: dict[Kind, int] = {"train": 2, "reference": 1}  # a backward pass computes from what it gathers again
+
+
+class _Weight(NamedTuple):
+    """How many elements a matrix has, in one layer where it is a layer's, and in how many layers it is.
+
+    whole: in all; fetched: as a device computes with it; held: as a device keeps it.
+    """
+
+    whole: int
+    fetched: int
+    held: int
+    layers: int
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        return self.whole, self.fetched, self.held
+
+    @property
+    def is_split(self) -> bool:
+        return self.held < self.fetched
 
 
 def violations(planned: Planned) -> list[str]:
-    """What is not as it should be, one line each."""
-    return [*_strangers(planned), *_repeated(planned)]
+    """What is not as it should be in an update and in the reference pass, one line each."""
+    return [
+        f"the {kind} step: {said}"
+        for kind in _PASSES
+        if kind in planned.steps
+        for said in (*_strangers(planned, kind), *_gathers(planned, kind))
+    ]
 
 
-def _strangers(planned: Planned) -> list[str]:
-    weights = {count for name in _specs(planned) for count in _elements(planned, name)}
+def remarks(planned: Planned) -> list[str]:
+    """What costs more than it has to by the compiler's choice, one line each.
+
+    A step says that gradients are to be scattered. Over groups of chips that lie along several dimensions of the torus
+    XLA's compiler for TPUs mostly adds them up whole, at twice the traffic, and each device then keeps its part; and it
+    gathers small weights by adding up what is zero but for each device's part.
+    """
+    weights = [weight for weight in _weights(planned).values() if weight.is_split]
+    whole = {count for weight in weights for count in (weight.fetched, weight.fetched * weight.layers)}
+    in_vain = 0.0
+    for each in planned.train.collectives:
+        if each.kind == "all-reduce" and set(shards.TABLE["embed"]) & set(each.axes):
+            size = sum(hlo.size(array) for array in each.arrays if collectives.elements(array) in whole)
+            in_vain += size * (1 - 1 / len(each.group)) * each.times
+    said = f"{in_vain / 1e9:.2f} GB of it in vain: weights and gradients that the compiler adds up whole"
+    return [] if said.startswith("0.00") else [said]
+
+
+def _strangers(planned: Planned, kind: Kind) -> list[str]:
+    weights = _weights(planned).values()
+    counts = {count * many for weight in weights for count in weight.parts for many in (1, weight.layers)}
     found = []
-    for each in _over_rows(planned):
-        strange = [array for array in each.arrays if _is_strange(planned, each, array, weights)]
-        if strange:
+    for each in planned.steps[kind].collectives:
+        strange = [array for array in each.arrays if _is_strange(planned, each, array, counts)]
+        if strange and _is_over_rows(each):
             found.append(
                 f"{each.kind} over {'+'.join(each.axes)} carries {', '.join(strange)}, no weight, in {each.op_name}"
             )
@@ -44,8 +92,12 @@ def _is_strange(planned: Planned, each: Collective, array: str, weights: set[int
     if count <= _small(planned):
         return False
     # A row's hidden states may have as many elements as a weight: then it counts which line of ours asked for it.
-    is_fetched = each.frame is None or each.frame.file == _FETCHED_IN
-    return count not in weights or (count in _of_rows(planned) and not is_fetched)
+    return count not in weights or (count in _of_rows(planned) and not _is_fetch(each))
+
+
+def _is_fetch(each: Collective) -> bool:
+    """Whether weights are fetched, or their gradients sent back, for all that is known."""
+    return each.frame is None or each.frame[:2] == _FETCH
 
 
 def _of_rows(planned: Planned) -> set[int]:
@@ -57,61 +109,63 @@ def _of_rows(planned: Planned) -> set[int]:
     return {places // (over * part) for over in (1, rows) for part in parts}
 
 
-def _repeated(planned: Planned) -> list[str]:
-    """Layers' weights that are gathered more often than they should be."""
-    tensor = planned.sizes["tensor"]
-    layers = planned.workload.config.num_layers
-    expected: Counter[int] = Counter()
-    for name, spec in llama.specs(planned.workload.config)["layers"].items():
-        if len(spec.shape) == 3:
-            expected[_whole(planned, ("layers", name), tensor)] += 1
+def _gathers(planned: Planned, kind: Kind) -> list[str]:
+    """Layers' weights that are gathered more often than they should be, or not even once forward."""
+    microbatches = planned.workload.microbatches if kind == "train" else 1
+    layers: Counter[int] = Counter()
+    split: set[int] = set()
+    for (first, *_), weight in _weights(planned).items():
+        if first == "layers":
+            layers[weight.fetched] += weight.layers
+            split |= {weight.fetched} if weight.is_split else set()
     gathered: defaultdict[int, float] = defaultdict(float)
-    for each in _over_rows(planned):
-        for array in each.arrays if each.kind == "all-gather" else ():
+    for each in planned.steps[kind].collectives:
+        # The compiler may write one as an all-reduce, of parts that are zero where they are another's.
+        is_gather = each.kind == "all-gather" or each.op_name.endswith("/all_gather")
+        is_of_weights = _is_over_rows(each) or ("sequence" in each.axes and _is_fetch(each))
+        for array in each.arrays if is_gather and is_of_weights else ():
             gathered[collectives.elements(array)] += each.times
     found = []
-    for count, weights in expected.items():
-        most = weights * layers * _PASSES * planned.workload.microbatches
+    for count, once in layers.items():
+        most = once * _PASSES[kind] * microbatches
+        times = f"weights of {count:,} elements are gathered {gathered[count]:,.0f} times"
         if gathered[count] > most + 0.5:
-            times = f"{gathered[count]:,.0f} times; {most:,.0f} are enough"
-            found.append(f"weights of {count:,} elements are gathered {times}")
+            found.append(f"{times}; {most:,.0f} are enough")
+        elif count in split and gathered[count] < once - 0.5:
+            found.append(f"{times}; {once:,} are needed at least: the compiled text was misread")
     return found
 
 
-def _over_rows(planned: Planned) -> list[Collective]:
-    return [each for each in planned.train.collectives if {"data", "fsdp"} & set(each.axes)]
+def _is_over_rows(each: Collective) -> bool:
+    return bool(set(shards.TABLE["batch"]) & set(each.axes))
 
 
 def _small(planned: Planned) -> int:
-    """As many elements as all vectors of the model have, or a few numbers for each place of a row."""
-    vectors = (
-        spec.shape for spec in _specs(planned).values() if spec.axes[-1:] == spec.axes[spec.axes[0] == "layers" :]
-    )
-    return max(sum(map(math.prod, vectors)) + 1024, 4 * planned.workload.plan.row_length)
+    """As many elements as all vectors of the model have, or a few numbers for each place of a row, or one for each
+    answer."""
+    work, specs = planned.workload, _specs(planned.workload.config).values()
+    vectors = (spec.shape for spec in specs if spec.axes[-1:] == spec.axes[spec.axes[0] == "layers" :])
+    answers = work.microbatch_rows * work.plan.segments * work.plan.branches
+    return max(sum(map(math.prod, vectors)) + 1024, 4 * work.plan.row_length, answers)
 
 
-def _specs(planned: Planned) -> dict[tuple[str, ...], llama.Spec]:
-    flat = jax.tree_util.tree_leaves_with_path(
-        llama.specs(planned.workload.config), is_leaf=lambda node: isinstance(node, llama.Spec)
-    )
+def _specs(config: llama.Config) -> dict[tuple[str, ...], llama.Spec]:
+    flat = jax.tree_util.tree_leaves_with_path(llama.specs(config), is_leaf=lambda node: isinstance(node, llama.Spec))
     return {tuple(str(key.key) for key in path): spec for path, spec in flat}
 
 
-def _whole(planned: Planned, name: tuple[str, ...], tensor: int) -> int:
-    """The elements of a parameter, of one layer of it, that a device computes with."""
-    spec = _specs(planned)[name]
-    shape = spec.shape[1:] if name[0] == "layers" else spec.shape
-    axes = spec.axes[-len(shape) :]
-    split = any(shards.TABLE[axis] == ("tensor",) for axis in axes)
-    return math.prod(shape) // (tensor if split else 1)
-
-
-def _elements(planned: Planned, name: tuple[str, ...]) -> set[int]:
-    """How many elements a parameter has when it is sent: whole or as much as a device computes with, of one layer or of
-    all, and the part that each device holds."""
-    spec = _specs(planned)[name]
-    layers = planned.workload.config.num_layers if name[0] == "layers" else 1
-    whole = {math.prod(spec.shape) // layers, _whole(planned, name, planned.sizes["tensor"])}
-    holders = planned.target.devices // planned.sizes["data"]
-    held = math.prod(spec.shape) // holders
-    return {*whole, *(count * layers for count in whole), held, held // layers}
+def _weights(planned: Planned) -> dict[tuple[str, ...], _Weight]:
+    """The matrices over the plan's mesh, which are what is split over its rows; vectors are not."""
+    config = planned.workload.config
+    mesh: Any = AbstractMesh(tuple(planned.sizes.values()), tuple(planned.sizes))
+    found = {}
+    for name, spec in _specs(config).items():
+        if "embed" not in spec.axes:
+            continue
+        splits = shards.splits(mesh, spec.axes, llama.share(config, None).counts)
+        parts = {axis: shards.size(mesh, over) for axis, over in zip(spec.axes, splits, strict=True)}
+        layers = spec.shape[0] if spec.axes[0] == "layers" else 1
+        whole = math.prod(spec.shape) // layers
+        held = whole // math.prod(parts.values())
+        found[name] = _Weight(whole, held * parts["embed"], held, layers)
+    return found

@@ -1,6 +1,6 @@
 """A plan as a person reads it."""
 
-from bactrian.plan import collectives, estimate, planning
+from bactrian.plan import check, collectives, estimate, planning
 from bactrian.plan.planning import Planned
 from bactrian.plan.targets import GIB
 
@@ -65,7 +65,7 @@ def _work(planned: Planned) -> list[str]:
     found = ["", f"an update: {executed:.3g} operations, {useful:.3g} of them for tokens and not made twice"]
     for each in collectives.summed(planned.train.collectives):
         found.append(f"  {each.kind:18} over {'+'.join(each.axes):16} {each.count:8,.0f} × {each.bytes / 1e9:9.2f} GB")
-    return found
+    return [*found, *(f"  {said}" for said in check.remarks(planned))]
 
 
 def _time(planned: Planned, price: float | None) -> list[str]:
