@@ -1,6 +1,7 @@
 """A plan put together: what fits, what would help, what it costs; and the real compilers, where they are installed."""
 
 import json
+import resource
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,6 +202,9 @@ def test_the_recipes_fit_their_slices(recipe: str, target: str, devices: int):
     assert done.code == 0, done.err
     assert (said["fits"], said["devices"], said["row_length"]) == (True, devices, 8192)
     assert said["bytes_per_device"]["total"] < said["hbm_bytes"]
+    # This process, and the largest of those that compile: in KiB, as Linux counts.
+    held = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    assert held * 1024 < 6e9
 
 
 @pytest.mark.slow
