@@ -1,10 +1,12 @@
 """The model's laws: logits equal those of transformers, a token sees what the rule lets it see,
-and what the backward pass computes again changes nothing.
+the blocked way of attention equals the dense one, and what the backward pass computes again changes nothing.
 
 Shapes: B rows, T places, H query heads, G key/value heads, K head width.
 """
 
 import dataclasses
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -170,6 +172,37 @@ def test_a_token_depends_on_what_the_rule_lets_it_see_and_on_nothing_else(
     depends = (gradients != 0).any(-1)
     expected = [[is_visible(query, key, window) for key in range(length)] for query in range(length)]
     assert np.array_equal(depends, np.array(expected))
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_blocked_attention_equals_dense(window: int | None):
+    length = 300
+    heads, groups, width = 4, 2, 8
+    random = np.random.default_rng(3)
+    queries_BTHK, keys_BTGK, values_BTGK, cotangent = (
+        random.normal(size=(2, length, count, width)).astype(np.float32) for count in (heads, groups, groups, heads)
+    )
+    segments, branches, positions = np.zeros((3, 2, length), np.int32)
+    for row, cuts in enumerate([(0, 110, 250, 290), (0, 31, 200, length)]):
+        for number, (start, stop) in enumerate(pairwise(cuts), 1):
+            shared = (stop - start) // 2
+            branch = shared + (stop - start) // 4
+            segments[row, start:stop] = number
+            branches[row, start + shared : stop] = 1
+            branches[row, start + branch : stop] = 2
+            positions[row, start:stop] = np.arange(stop - start)
+            positions[row, start + branch : stop] -= branch - shared
+    places = Places(*map(jnp.asarray, (segments, branches, positions)))
+
+    @partial(jax.jit, static_argnums=0)
+    def run(implementation: attention.Implementation):
+        attend = attention.over(places, window, implementation)
+        output, pull = jax.vjp(attend, queries_BTHK, keys_BTGK, values_BTGK)
+        return output, *pull(jnp.asarray(cotangent))
+
+    for blocked, dense in zip(jax.device_get(run("blocked")), jax.device_get(run("dense")), strict=True):
+        assert np.linalg.norm(blocked - dense) <= 1e-5 * np.linalg.norm(dense)
+        assert np.abs(blocked - dense).max() <= 1e-5 * np.abs(dense).max()
 
 
 @pytest.mark.parametrize("implementation", ["dense", "blocked"])

@@ -45,10 +45,8 @@ def test_codes_stand_for_themselves():
         quantized = moments.Quantized(jnp.asarray(codes, jnp.uint8), jnp.full((1, 1), 3.0))
         values = back(quantized)
         assert (np.diff(np.asarray(values)[0]) < 0).all()
-        again = np.asarray(forth(values[:, :64]).codes, int)
-        # By chance, of a square that float32 hardly misses: hardly ever by the neighbour.
-        assert np.abs(again - codes[:, :64]).max() <= bits - 7
-        assert (again == codes[:, :64]).mean() > 0.95
+        again = forth(values[:, :64])
+        assert np.array_equal(again.codes, codes[:, :64])
 
 
 def test_a_second_moment_spans_fourteen_decades_and_never_becomes_zero():
