@@ -89,7 +89,7 @@ class Pipeline:
         hosts.agree("the run's folder", lambda: Run.check(folder, recipe))
         base = _find(recipe)
         for name, stage in recipe.stages().items():
-            check_positions(name, stage, base.config.max_positions)
+            check_positions(name, stage, recipe.model.source, base.config.max_positions)
         sizes = meshes.sizes(recipe.mesh, jax.device_count())
         meshes.check(sizes, base.config)
         mesh = meshes.make(sizes)

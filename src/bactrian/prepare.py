@@ -109,11 +109,11 @@ def check_places(name: StageName, settings: Stage, parts: int) -> None:
         )
 
 
-def check_positions(name: StageName, settings: Stage, positions: int) -> None:
-    """Raise `RecipeError` where an example may be longer than the model has positions."""
+def check_positions(name: StageName, settings: Stage, model: str, positions: int) -> None:
+    """Raise `RecipeError` where an example may be longer than the model of this name has positions."""
     if settings.max_length > positions:
         raise RecipeError(
-            f"{name}.max_length is {settings.max_length}, and the model has {positions} positions; lower it, or set "
+            f"{name}.max_length is {settings.max_length}, and {model} has {positions} positions; lower it, or set "
             f"model.max_positions to train with more"
         )
 

@@ -83,7 +83,7 @@ def lengths(recipe: Recipe, name: StageName) -> Lengths:
     """A stage's examples, from its data or drawn. Raises `RecipeError` where they may be too long for the model."""
     settings = recipe.stages()[name]
     given = _real(recipe, name) if is_at_hand(recipe, settings) else _stated(recipe, name)
-    check_positions(name, settings, given.config.max_positions)
+    check_positions(name, settings, recipe.model.source, given.config.max_positions)
     return given
 
 
