@@ -21,6 +21,7 @@ from bactrian.plan.steps import Kind
 
 _WHOLE_NUMBERS = ("s32", "u32", "s8", "u8", "pred")
 _FETCH = ("model/shards.py", "Share.fetch")  # of weights, and of their gradients on the way back
+_HARDLY_ANY = 5e6  # bytes: what is said in hundredths of a GB would be 0.00
 _PASSES: dict[Kind, int] = {"train": 2, "reference": 1}  # a backward pass computes from what it gathers again
 
 
@@ -68,17 +69,18 @@ def remarks(planned: Planned) -> list[str]:
         if each.kind == "all-reduce" and set(shards.TABLE["embed"]) & set(each.axes):
             size = sum(hlo.size(array) for array in each.arrays if collectives.elements(array) in whole)
             in_vain += size * (1 - 1 / len(each.group)) * each.times
-    said = f"{in_vain / 1e9:.2f} GB of it in vain: weights and gradients that the compiler adds up whole"
-    return [] if said.startswith("0.00") else [said]
+    if in_vain < _HARDLY_ANY:
+        return []
+    return [f"{in_vain / 1e9:.2f} GB of it in vain: weights and gradients that the compiler adds up whole"]
 
 
 def _strangers(planned: Planned, kind: Kind) -> list[str]:
     weights = _weights(planned).values()
     counts = {count * many for weight in weights for count in weight.parts for many in (1, weight.layers)}
     found = []
-    for each in planned.steps[kind].collectives:
+    for each in filter(_is_over_rows, planned.steps[kind].collectives):
         strange = [array for array in each.arrays if _is_strange(planned, each, array, counts)]
-        if strange and _is_over_rows(each):
+        if strange:
             found.append(
                 f"{each.kind} over {'+'.join(each.axes)} carries {', '.join(strange)}, no weight, in {each.op_name}"
             )

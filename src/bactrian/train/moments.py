@@ -9,6 +9,7 @@ Chance is drawn from the number of the update, so that a run resumed is the run.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -77,13 +78,16 @@ def dequantize_square(quantized: Quantized) -> jax.Array:
 
 def _packed(state: Any) -> optax.ScaleByAdamState:
     key = jax.random.fold_in(jax.random.key(1), state.count)
-    leaves, tree = jax.tree.flatten(state.nu)
-    squares = [
-        leaf if leaf.size < _SMALLEST else quantize_square(leaf, jax.random.fold_in(key, index))
-        for index, leaf in enumerate(leaves)
-    ]
-    means = jax.tree.map(lambda leaf: leaf if leaf.size < _SMALLEST else quantize(leaf), state.mu)
-    return state._replace(mu=means, nu=jax.tree.unflatten(tree, squares))
+
+    def packed(quantize: Callable[[jax.Array, jax.Array], Quantized], moments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(moments)
+        kept = [
+            leaf if leaf.size < _SMALLEST else quantize(leaf, jax.random.fold_in(key, index))
+            for index, leaf in enumerate(leaves)
+        ]
+        return jax.tree.unflatten(tree, kept)
+
+    return state._replace(mu=packed(lambda leaf, _: quantize(leaf), state.mu), nu=packed(quantize_square, state.nu))
 
 
 def _unpacked(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
