@@ -21,7 +21,7 @@ from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
 from bactrian.hosts import ALONE, Hosts
 from bactrian.inference.engine import Engine
-from bactrian.model import hf_config, llama, weights
+from bactrian.model import hf_config, llama, lora, weights
 from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
 from bactrian.prepare import Parts, Prepared, check_positions, prepare
@@ -64,10 +64,11 @@ def prepare_stage(recipe: Recipe, name: StageName | None) -> tuple[Assistant, Pr
 
 @dataclass
 class Model:
-    """Parameters somewhere along the run, under the fingerprint of the file that holds them."""
+    """Parameters somewhere along the run, where they come from, and the fingerprint of the file that holds them."""
 
     label: str
     parameters: Parameters
+    source: str
     fingerprint: str
 
 
@@ -142,7 +143,7 @@ class Pipeline:
 
     def _train(self) -> None:
         parameters = self.base.parameters(self.recipe.model.parameters, self.computation.compute.mesh)
-        model = Model("base", parameters, _fingerprint(self.base.path, self.hosts))
+        model = Model("base", parameters, self.recipe.model.source, _fingerprint(self.base.path, self.hosts))
         base_pairs = self._pair_logprobs(model)
         self._measure(model, base_pairs)
         for name in self.prepared:
@@ -160,13 +161,19 @@ class Pipeline:
                 references = logprobs(*given, prepared.training, *known, "reference")
                 if prepared.heldout is not None:
                     held_references = logprobs(*given, prepared.heldout, *known, "reference, held out")
-            heldout = None if prepared.heldout is None else Heldout(prepared, self.computation, held_references)
-            training = Training(self.run, prepared, self.computation, references, heldout, self.trackers)
-            parameters = training.execute(start.parameters)
+            adapters = prepared.settings.lora
+            computation = self.computation.adapted(adapters)
+            heldout = None if prepared.heldout is None else Heldout(prepared, computation, held_references)
+            given = (computation, references, heldout, self.trackers, self.recipe.seed)
+            parameters = Training(self.run, prepared, *given).execute(start.parameters)
+            if adapters is not None:
+                folder, base = self.run.checkpoints(name) / "adapter", start.source.removeprefix("hf:")
+                lora.save(folder, computation.config, parameters, base)
+                parameters = lora.merged(computation.config, parameters)
             assistants.save(final, self.base, parameters, self.chat, kept_as)
         else:
             parameters = self._load(final, kept_as)
-        return Model(name, parameters, _fingerprint(final, self.hosts))
+        return Model(name, parameters, str(final), _fingerprint(final, self.hosts))
 
     def _load(self, folder: Path, dtype: Dtype) -> Parameters:
         mesh = self.computation.compute.mesh

@@ -19,6 +19,7 @@ StageName = Literal["sft", "dpo"]
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
 Layout = Literal["messages", "preference", "hh", "alpaca", "ranking"]
 PublishedLayout = Literal["dolly", "flan", "lima", "open_orca", "science", "ultrachat", "wizardlm"]
+Matrix = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LAYOUTS: tuple[Layout | PublishedLayout, ...] = (*get_args(Layout), *get_args(PublishedLayout))
 
 
@@ -88,6 +89,22 @@ class Optimizer(Section):
         return self
 
 
+class LoRA(Section):
+    """Adapters (Hu et al. 2021) that are trained instead of the model, and merged into it at the stage's end."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=16.0, gt=0, description="what they add is scaled by alpha / rank")
+    targets: tuple[Matrix, ...] = Field(
+        default=get_args(Matrix), min_length=1, description="the matrices of each layer that have adapters"
+    )
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError("targets names a matrix twice")
+        return self
+
+
 class Stage(Section):
     """What SFT and DPO have in common. A batch size counts examples: conversations or pairs."""
 
@@ -108,6 +125,7 @@ class Stage(Section):
     learn: Literal["all", "last"] = Field(default="all", description="every assistant turn, or only the last")
     max_dropped: float = Field(default=0.1, ge=0, le=1, description="stop when a larger share of rows cannot be used")
     optimizer: Optimizer
+    lora: LoRA | None = Field(default=None, description="train adapters; the whole model is trained without it")
     evaluate_every: int = Field(default=0, ge=0, description="steps between held-out evaluations; 0: only at the end")
     patience: int = Field(default=0, ge=0, description="stop after so many evaluations without a better one; 0: never")
     keep_best: bool = Field(
@@ -233,6 +251,15 @@ class Recipe(Section):
     def _has_a_stage(self) -> Self:
         if self.sft is None and self.dpo is None:
             raise ValueError("a recipe needs a section [sft] or [dpo]")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_new_tokens(self) -> Self:
+        name, first = next(iter(self.stages().items()))
+        if self.model.add_tokens and first.lora is not None:
+            raise ValueError(
+                f"model.add_tokens adds tokens whose embeddings {name}.lora does not learn; leave either out"
+            )
         return self
 
     def stages(self) -> dict[StageName, Stage]:

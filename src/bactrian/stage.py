@@ -4,7 +4,7 @@ import math
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from bactrian.data import packing
 from bactrian.data.records import Batch
 from bactrian.errors import Diverged, Preempted
 from bactrian.hosts import ALONE, Hosts
-from bactrian.model import attention, llama
+from bactrian.model import attention, llama, lora
 from bactrian.model import mesh as meshes
 from bactrian.prepare import Examples, Prepared
-from bactrian.recipe import DPO, Model, Stage
+from bactrian.recipe import DPO, LoRA, Model, Stage
 from bactrian.run import Run
 from bactrian.tracking import Tracker
 from bactrian.train import gates, optimizer, preference, reference, scores, sft, trainer
@@ -54,11 +54,21 @@ class Computation:
         compute = llama.Compute(settings.compute_dtype, settings.remat, suited, mesh)
         return cls(config, compute, scores.compiled(config, compute), hosts)
 
-    def start(self, parameters: Parameters, chain: optax.GradientTransformation) -> State:
-        """The state before the first update, which takes the parameters over."""
+    def adapted(self, settings: LoRA | None) -> "Computation":
+        """The same with adapters, if there are any."""
+        if settings is None:
+            return self
+        config = replace(self.config, lora=llama.Lora(settings.rank, settings.alpha, settings.targets))
+        return replace(self, config=config, score=scores.compiled(config, self.compute))
+
+    def start(self, parameters: Parameters, chain: optax.GradientTransformation, seed: int = 0) -> State:
+        """The state before the first update, which takes the parameters over; adapters are drawn by the seed."""
         begin, mesh = partial(trainer.start, optimizer=chain), self.compute.mesh
-        shardings = mesh and meshes.of_state(mesh, self.config, jax.eval_shape(begin, parameters))
-        return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(parameters)
+        trained, frozen = parameters, None
+        if self.config.lora is not None:
+            trained, frozen = lora.start(self.config, jax.random.key(seed), mesh), parameters
+        shardings = mesh and meshes.of_state(mesh, self.config, jax.eval_shape(begin, trained))
+        return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(trained)._replace(frozen=frozen)
 
     def step(self, objective: Objective, chain: optax.GradientTransformation, state: State) -> trainer.Step:
         """The update, compiled; `state` gives shapes and dtypes."""
@@ -147,18 +157,19 @@ class Training:
     references: np.ndarray | None
     heldout: Heldout | None
     trackers: list[Tracker]
+    seed: int  # of adapters
 
     def execute(self, parameters: Parameters) -> Parameters:
         """Train from `parameters`, or from the last checkpoint, to the stage's end; returns what it ends with.
 
-        The parameters given are used up: the first step donates them.
+        The parameters given are used up: the first step donates them. Adapters are among those returned.
         """
         settings, name = self.prepared.settings, self.prepared.name
         chain = optimizer.chain(settings.optimizer, self.prepared.steps)
         objective = objective_of(settings, self.computation)
         checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
         try:
-            state = self.computation.start(parameters, chain)
+            state = self.computation.start(parameters, chain, self.seed)
             step = self.computation.step(objective, chain, state)
             latest = checkpoints.latest()
             if latest is not None:
@@ -166,13 +177,13 @@ class Training:
                 progress.say(f"{name}: resuming after step {latest} of {self.prepared.steps}")
             self.run.cut_metrics(name, latest or 0)
             if latest is None:
-                self._check_gates(state.parameters)
+                self._check_gates(state.whole)
             state = self._loop(step, state, checkpoints)
             best = checkpoints.best() if settings.keep_best else None
             if best is not None and best != int(state.step):
                 state = checkpoints.restore(best, state)
                 progress.say(f"{name}: ends with step {best}, the best on held-out data")
-            return state.parameters
+            return state.whole
         finally:
             checkpoints.close()
 
@@ -189,7 +200,7 @@ class Training:
                 state, number = paused, update.number
                 measured = None
                 if self.heldout is not None and _due(number, settings.evaluate_every, steps):
-                    measured = self.heldout.measure(state.parameters)
+                    measured = self.heldout.measure(state.whole)
                     if not math.isfinite(measured["loss"]):
                         raise Diverged(
                             f"{self.prepared.name}: after step {number} the held-out loss is not finite", number
@@ -237,9 +248,11 @@ class Training:
         first = gates.first_logprobs(*given)
         mesh = self.computation.compute.mesh
         places_multiple = 1 if mesh is None else meshes.parts(dict(mesh.shape))[1]
-        gates.check_packing(first, *given, self.computation.compute.dtype, places_multiple)
+        dtype = self.computation.compute.dtype
+        gates.check_packing(first, *given, dtype, places_multiple)
         if self.references is not None:
-            gates.check_reference(first, self.references)
+            tolerance = 0.0 if self.prepared.settings.lora is None else gates.TOLERANCES[dtype]
+            gates.check_reference(first, self.references, tolerance)
 
     def _record(self, update: Update, learning_rate: float, bar: progress.Bar) -> None:
         if update.number == 1 and self.references is not None:

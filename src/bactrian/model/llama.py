@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from bactrian.model import attention, shards
@@ -39,6 +40,18 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Adapters of low rank (Hu et al. 2021): to the products x W of `targets` is added alpha / rank · x A B.
+
+    `targets` are matrices of a layer, by their names in `specs`.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Config:
     """The architecture of one model. Sizes are counts; `rms_norm_eps` and `rope_theta` are the model's own."""
 
@@ -59,6 +72,7 @@ class Config:
     qk_norm: bool = False
     sliding_window: int | None = None
     architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -72,15 +86,15 @@ class Compute:
 
 
 class Spec(NamedTuple):
-    """What one parameter is: its shape, the name of each axis, and its start ("normal", "ones" or "zeros")."""
+    """What one parameter is: its shape, the name of each axis, and how it starts (see `init`)."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    init: Literal["normal", "ones", "zeros"]
+    init: Literal["normal", "fan_in", "ones", "zeros"]
 
 
 def specs(config: Config) -> dict[str, Any]:
-    """The tree of parameters as `Spec`s; "layers" holds every layer stacked.
+    """The tree of parameters as `Spec`s; "layers" holds every layer stacked, and "adapters" every layer's A and B.
 
     Matrices are [input, output], but for the embedding and the unembedding, which are both [vocabulary, hidden].
     """
@@ -116,6 +130,17 @@ def specs(config: Config) -> dict[str, Any]:
     }
     if not config.tied_embeddings:
         tree["unembedding"] = Spec((V, D), ("vocab", "embed"), "normal")
+    if config.lora is not None:
+        tree["adapters"] = _adapters(stacked, config.lora)
+    return tree
+
+
+def _adapters(layers: dict[str, Spec], lora: Lora) -> dict[str, Spec]:
+    tree = {}
+    for name in lora.targets:
+        (count, inputs, outputs), (stack, before, after), _ = layers[name]
+        tree[f"{name}_a"] = Spec((count, inputs, lora.rank), (stack, before, "rank"), "fan_in")
+        tree[f"{name}_b"] = Spec((count, lora.rank, outputs), (stack, "rank", after), "zeros")
     return tree
 
 
@@ -137,16 +162,24 @@ def share(config: Config, mesh: Mesh | None) -> Share:
 
 
 def init(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
-    """Fresh parameters: matrices normal with deviation 0.02, norms one, biases zero."""
-    flat, tree = jax.tree.flatten(specs(config), is_leaf=_is_spec)
+    """Fresh parameters: matrices normal with deviation 0.02, norms one, biases zero; adapters that change nothing."""
+    return start(specs(config), key, dtype)
+
+
+def start(tree_of_specs: dict[str, Any], key: jax.Array, dtype: Any = jnp.float32) -> Parameters:
+    """What parameters of these specs start as; "fan_in" is uniform within ±1/√inputs, as PEFT starts every A."""
+    flat, tree = jax.tree.flatten(tree_of_specs, is_leaf=_is_spec)
     keys = jax.random.split(key, len(flat))
 
-    def start(spec: Spec, key: jax.Array) -> jax.Array:
+    def one(spec: Spec, key: jax.Array) -> jax.Array:
         if spec.init == "normal":
             return 0.02 * jax.random.normal(key, spec.shape, dtype)
+        if spec.init == "fan_in":
+            bound = spec.shape[-2] ** -0.5
+            return jax.random.uniform(key, spec.shape, dtype, -bound, bound)
         return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)
 
-    return jax.tree.unflatten(tree, [start(spec, key) for spec, key in zip(flat, keys, strict=True)])
+    return jax.tree.unflatten(tree, [one(spec, key) for spec, key in zip(flat, keys, strict=True)])
 
 
 def forward(
@@ -188,8 +221,8 @@ def _forward(
     angles = rotation(config, places.positions)
     own = attention.over(share.whole_rows(places), config.sliding_window, compute.attention)
 
-    def one_layer(hidden_BTD: jax.Array, scanned: tuple[Parameters, Any]):
-        layer, known = scanned
+    def one_layer(hidden_BTD: jax.Array, scanned: tuple[dict[str, Parameters], Any]):
+        stacked, known = scanned
 
         def attend(queries, keys, values):
             if known is None or before is None:
@@ -197,10 +230,15 @@ def _forward(
             layers_own = Prefix(known[0], known[1], before.length)
             return prefixes.attend(queries, keys, values, places, config.sliding_window, layers_own)
 
-        layer = {name: share.fetch(weight, names["layers"][name][1:], compute.dtype) for name, weight in layer.items()}
+        layer = {
+            name: share.fetch(weight, names[part][name][1:], compute.dtype)
+            for part, weights in stacked.items()
+            for name, weight in weights.items()
+        }
         return _layer(layer, config, hidden_BTD, angles, attend, share), None
 
-    scanned = (parameters["layers"], None if before is None else (before.keys, before.values))
+    stacked = {part: parameters[part] for part in ("layers", "adapters") if part in names}
+    scanned = (stacked, None if before is None else (before.keys, before.values))
     embedding_VD = share.fetch(parameters["embedding"], names["embedding"], compute.dtype)
     hidden_BTD = share.sum_after(share.embed(embedding_VD, tokens_BT))
     hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute), hidden_BTD, scanned)
@@ -211,6 +249,7 @@ def read_prefix(
     parameters: Parameters, config: Config, tokens_P: jax.Array, length: jax.Array, compute: Compute = Compute()
 ) -> Prefix:
     """The keys and values of the first `length` tokens, stacked, for `forward`; the rest of the tokens is padding."""
+    assert config.lora is None, "adapters are merged before a prefix is read"
     positions = jnp.arange(tokens_P.shape[0])[None]
     places = Places(jnp.ones_like(positions), jnp.zeros_like(positions), positions)
     own = attention.over(places, config.sliding_window, compute.attention)
@@ -254,8 +293,11 @@ def _layer(
     normed = share.places_before(rms_norm(hidden_BTD, layer["input_norm"], config.rms_norm_eps))
     rows, length, _ = normed.shape
 
+    def project(x_BTD: jax.Array, name: str, bias: str = "") -> jax.Array:
+        return _project(x_BTD, layer, name, layer.get(bias), config.lora)
+
     def heads(name: str) -> jax.Array:
-        projected = _project(normed, layer[f"{name}_proj"], layer.get(f"{name}_bias"))
+        projected = project(normed, f"{name}_proj", f"{name}_bias")
         split = projected.reshape(rows, length, -1, config.head_dim)
         if config.qk_norm and name != "v":
             split = rms_norm(split, layer[f"{name}_norm"], config.rms_norm_eps)
@@ -263,19 +305,23 @@ def _layer(
 
     queries, keys = rotate(heads("q"), angles), rotate(heads("k"), angles)
     mixed = attend(queries, keys, heads("v")).reshape(rows, length, -1)
-    attended = share.sum_after(_project(mixed, layer["o_proj"]))
+    attended = share.sum_after(project(mixed, "o_proj"))
     hidden_BTD = hidden_BTD + (attended + layer["o_bias"] if config.output_bias else attended)
     normed = share.places_before(rms_norm(hidden_BTD, layer["post_attention_norm"], config.rms_norm_eps))
-    gated = jax.nn.silu(_project(normed, layer["gate_proj"])) * _project(normed, layer["up_proj"])
-    return hidden_BTD + share.sum_after(_project(gated, layer["down_proj"]))
+    gated = jax.nn.silu(project(normed, "gate_proj")) * project(normed, "up_proj")
+    return hidden_BTD + share.sum_after(project(gated, "down_proj"))
 
 
-def _project(x_BTD: jax.Array, weight_DF: jax.Array, bias_F: jax.Array | None = None) -> jax.Array:
+def _project(x_BTD: jax.Array, layer: Parameters, name: str, bias_F: jax.Array | None, lora: Lora | None) -> jax.Array:
     # As one 2-D product: the backward pass of the 3-D one costs half as much again on XLA's CPU backend.
-    projected = x_BTD.reshape(-1, x_BTD.shape[-1]) @ weight_DF
+    x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+    projected = x_ND @ layer[name]
     if bias_F is not None:
         projected = projected + bias_F
-    return projected.reshape(*x_BTD.shape[:-1], -1)
+    if lora is not None and name in lora.targets:
+        projected = projected + (lora.alpha / lora.rank * (x_ND @ layer[f"{name}_a"])) @ layer[f"{name}_b"]
+    # Kept by the remat policy "dots", with what was added to it.
+    return checkpoint_name(projected, "product").reshape(*x_BTD.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:
@@ -321,9 +367,7 @@ def _rematerialized(one_layer, compute: Compute):
         return jax.checkpoint(one_layer, policy=lambda *about, **more: not shards.is_fetch(*about, **more))
     if compute.remat == "full":
         return jax.checkpoint(one_layer, policy=policies.nothing_saveable)
-    products = policies.dots_with_no_batch_dims_saveable
-    attention_too = policies.save_from_both_policies(products, policies.save_only_these_names("attention"))
-    return jax.checkpoint(one_layer, policy=attention_too)
+    return jax.checkpoint(one_layer, policy=policies.save_only_these_names("product", "attention"))
 
 
 def _is_spec(node: Any) -> bool:

@@ -38,6 +38,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "residual": (),  # vectors: too small to be worth fetching
     "head_dim": (),
+    "rank": (),
     "segments": (),
     "branches": (),
     "layers": (),

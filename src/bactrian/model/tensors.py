@@ -74,6 +74,18 @@ def of(config: llama.Config) -> dict[str, Tensor]:
     return tensors | {_WHOLE[name]: Tensor((name,), None, spec.shape) for name, spec in specs.items()}
 
 
+def of_adapters(config: llama.Config) -> dict[str, Tensor]:
+    """Every tensor of a model's adapters, by the names that PEFT gives them."""
+    tensors = {}
+    for layer in range(config.num_layers):
+        for parameter, spec in llama.specs(config)["adapters"].items():
+            matrix, _, side = parameter.rpartition("_")
+            module = _IN_LAYER[matrix].removesuffix(".weight")
+            name = f"base_model.model.model.layers.{layer}.{module}.lora_{side.upper()}.weight"
+            tensors[name] = Tensor(("adapters", parameter), layer, spec.shape[:0:-1])
+    return tensors
+
+
 def open_model(path: Path) -> Source:
     """The tensors in a Hugging Face folder or a .gguf file: every one that the architecture has is there in its shape.
 

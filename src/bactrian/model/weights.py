@@ -108,6 +108,21 @@ def save(
     _move_in(folder / "model.incoming", folder)
 
 
+def write_adapters(folder: Path, config: llama.Config, parameters: llama.Parameters) -> None:
+    """Write the adapters among the parameters as PEFT lays them, float32. All processes call, the first one writes."""
+    named = tensors.of_adapters(config)
+
+    def on_host(name: str) -> np.ndarray:
+        return _on_host(parameters, named[name], _DTYPES["float32"])
+
+    if jax.process_index():
+        for name in named:
+            on_host(name)
+        return
+    shapes = {name: tensor.shape for name, tensor in named.items()}
+    safetensors_file.write(folder / "adapter_model.safetensors", shapes, _DTYPES["float32"], on_host)
+
+
 def resize_embeddings(
     config: llama.Config, parameters: llama.Parameters, vocab_size: int
 ) -> tuple[llama.Config, llama.Parameters]:
@@ -183,7 +198,8 @@ def _on_host(parameters: llama.Parameters, tensor: Tensor, dtype: np.dtype) -> n
     if tensor.layer is None:
         found = jnp.asarray(parameters[tensor.parameter[0]]).astype(dtype)
     else:
-        found = _layer(parameters["layers"][tensor.parameter[1]], tensor.layer, dtype)
+        part, name = tensor.parameter
+        found = _layer(parameters[part][name], tensor.layer, dtype)
     if not found.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(found, tiled=True))
     # Under another handle: an array that is asked for its numbers keeps them on the host for as long as it lives.

@@ -1,13 +1,13 @@
 """Save, keep and restore a stage's state: asynchronous and atomic, by orbax.
 
-A checkpoint is the state after an update, under that update's number.
+A checkpoint is the state after an update, under that update's number, without the parameters that no update changes.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -58,13 +58,13 @@ class Checkpoints:
         """Begin to save the state after an update; `loss` is the held-out one. Training may go on meanwhile."""
         metrics = None if loss is None else {"loss": loss}
         with self._writing():
-            self._manager.save(number, args=ocp.args.PyTreeSave(state), metrics=metrics)
+            self._manager.save(number, args=ocp.args.PyTreeSave(_changing(state)), metrics=metrics)
 
     def restore(self, number: int, like: State) -> State:
-        """The state of a checkpoint; `like` gives shapes, dtypes and shardings."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        """The state of a checkpoint; `like` gives shapes, dtypes and shardings, and what is frozen."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _changing(like))
         arguments = ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract))
-        return cast(State, self._manager.restore(number, args=arguments))
+        return State(**self._manager.restore(number, args=arguments), frozen=like.frozen)
 
     def close(self) -> None:
         """Wait until everything is on disk."""
@@ -82,3 +82,8 @@ class Checkpoints:
             raise RunError(
                 f"{self._folder}: cannot write a checkpoint: the disk is full; free some space, run again"
             ) from error
+
+
+def _changing(state: State) -> dict[str, Any]:
+    """What updates change of a state."""
+    return {name: part for name, part in state._asdict().items() if name != "frozen"}

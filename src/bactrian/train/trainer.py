@@ -18,7 +18,7 @@ from bactrian.data.records import Batch
 from bactrian.errors import Diverged
 from bactrian.train import rounding
 
-Parameters = Any
+Parameters = Any  # a dict, whatever is in it
 
 
 class Terms(NamedTuple):
@@ -30,11 +30,17 @@ class Terms(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that an update changes. `step` counts the updates made."""
+    """What an update is made of. `step` counts the updates made; `frozen` are parameters that none of them changes."""
 
     step: jax.Array
     parameters: Parameters
     optimizer: optax.OptState
+    frozen: Parameters | None = None
+
+    @property
+    def whole(self) -> Parameters:
+        """The model's parameters, those that are trained and those that are not."""
+        return {**(self.frozen or {}), **self.parameters}
 
 
 Objective = Callable[[Parameters, Batch], Terms]
@@ -54,7 +60,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
     """
 
     def step(state: State, microbatches: Batch) -> tuple[State, dict[str, jax.Array]]:
-        gradients, terms = _gradients(objective, state.parameters, microbatches)
+        gradients, terms = _gradients(objective, state, microbatches)
         count = jnp.where(terms.count > 0, terms.count, 1)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
         loss = terms.total / count
@@ -62,9 +68,9 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         changes, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         changed = State(state.step + 1, rounding.apply_updates(state.parameters, changes, state.step), optimizer_state)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state._replace(frozen=None))
         metrics = {name: total / count for name, total in terms.metrics.items()}
-        return kept, {"loss": loss, **metrics, "gradient_norm": norm}
+        return kept._replace(frozen=state.frozen), {"loss": loss, **metrics, "gradient_norm": norm}
 
     return step
 
@@ -74,14 +80,14 @@ def split(batch: Batch, rows: int) -> Batch:
     return Batch(*(column.reshape(-1, rows, *column.shape[1:]) for column in batch))
 
 
-def _gradients(objective: Objective, parameters: Parameters, microbatches: Batch) -> tuple[Parameters, Terms]:
+def _gradients(objective: Objective, state: State, microbatches: Batch) -> tuple[Parameters, Terms]:
     def total(parameters: Parameters, microbatch: Batch):
-        terms = objective(parameters, microbatch)
+        terms = objective(state._replace(parameters=parameters).whole, microbatch)
         return terms.total, terms
 
     def one(index) -> tuple[Parameters, Terms]:
         microbatch = Batch(*(column[index] for column in microbatches))
-        gradients, terms = jax.grad(total, has_aux=True)(parameters, microbatch)
+        gradients, terms = jax.grad(total, has_aux=True)(state.parameters, microbatch)
         # Those of bfloat16 parameters are of the same dtype, too coarse to be added up in.
         return jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients), terms
 
