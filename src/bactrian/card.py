@@ -224,10 +224,16 @@ def _settings(stage: Stage) -> dict[str, str]:
         "batch size (conversations, or pairs)": stage.batch_size,
         "epochs": stage.epochs,
         "longest example (tokens)": stage.max_length,
+        "adapters alone are trained (LoRA)": _adapters(stage),
         "learnt": {"all": "every assistant turn", "last": "the last assistant turn"}[stage.learn],
         "ends with": "the step best on held-out data" if stage.keep_best else "the last step",
     }
     return {key: value if isinstance(value, str) else number(value) for key, value in shown.items()}
+
+
+def _adapters(stage: Stage) -> str | None:
+    lora = stage.lora
+    return lora and f"rank {lora.rank}, alpha {number(lora.alpha)}, of {', '.join(lora.targets)}"
 
 
 def _measured(stage: str, metrics: list[dict[str, Any]]) -> dict[str, str]:

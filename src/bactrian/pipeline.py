@@ -27,7 +27,7 @@ from bactrian.model.llama import Dtype
 from bactrian.prepare import Parts, Prepared, check_positions, prepare
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run, cache_root
-from bactrian.stage import Computation, Heldout, Training, logprobs
+from bactrian.stage import Computation, Heldout, Training, adapters_of, logprobs
 from bactrian.tracking import Tracker, check_trackers, open_trackers
 from bactrian.train.trainer import Parameters
 
@@ -161,7 +161,7 @@ class Pipeline:
                 references = logprobs(*given, prepared.training, *known, "reference")
                 if prepared.heldout is not None:
                     held_references = logprobs(*given, prepared.heldout, *known, "reference, held out")
-            adapters = prepared.settings.lora
+            adapters = adapters_of(prepared.settings)
             computation = self.computation.adapted(adapters)
             heldout = None if prepared.heldout is None else Heldout(prepared, computation, held_references)
             given = (computation, references, heldout, self.trackers, self.recipe.seed)

@@ -22,7 +22,7 @@ from bactrian.hosts import ALONE, Hosts
 from bactrian.model import attention, llama, lora
 from bactrian.model import mesh as meshes
 from bactrian.prepare import Examples, Prepared
-from bactrian.recipe import DPO, LoRA, Model, Stage
+from bactrian.recipe import DPO, Model, Stage
 from bactrian.run import Run
 from bactrian.tracking import Tracker
 from bactrian.train import gates, optimizer, preference, reference, scores, sft, trainer
@@ -54,11 +54,11 @@ class Computation:
         compute = llama.Compute(settings.compute_dtype, settings.remat, suited, mesh)
         return cls(config, compute, scores.compiled(config, compute), hosts)
 
-    def adapted(self, settings: LoRA | None) -> "Computation":
+    def adapted(self, adapters: llama.Lora | None) -> "Computation":
         """The same with adapters, if there are any."""
-        if settings is None:
+        if adapters is None:
             return self
-        config = replace(self.config, lora=llama.Lora(settings.rank, settings.alpha, settings.targets))
+        config = replace(self.config, lora=adapters)
         return replace(self, config=config, score=scores.compiled(config, self.compute))
 
     def start(self, parameters: Parameters, chain: optax.GradientTransformation, seed: int = 0) -> State:
@@ -112,6 +112,11 @@ def logprobs(
                 raise Preempted(f"told to stop, in the pass over {title}; the same command resumes it")
 
         return reference.column(path, plan, corpus, rows, computation.score, parameters, advance, hosts)
+
+
+def adapters_of(settings: Stage) -> llama.Lora | None:
+    """The adapters that a stage trains, if not the model."""
+    return settings.lora and llama.Lora(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
 
 
 def objective_of(settings: Stage, computation: Computation) -> Objective:

@@ -1,4 +1,4 @@
-"""Laws: fresh adapters change nothing, merged ones compute the same, PEFT reads them and agrees, forward and backward."""
+"""Laws: fresh adapters change nothing, merged ones compute the same, PEFT reads them and agrees on both passes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,9 +74,7 @@ def in_peft(twin: Twin, folder: Path, **settings: Any) -> Any:
 def test_fresh_adapters_change_nothing(twin: Twin):
     config = replace(twin.config, lora=Lora(4, 8.0, ALL))
     adapters = lora.start(config, RANDOM)
-    np.testing.assert_array_equal(
-        logits(config, {**twin.parameters, **adapters}), logits(twin.config, twin.parameters)
-    )
+    np.testing.assert_array_equal(logits(config, {**twin.parameters, **adapters}), logits(twin.config, twin.parameters))
     leaves = adapters["adapters"]
     assert len(leaves) == 14 and all(value.dtype == jnp.float32 for value in leaves.values())
     # As PEFT draws them: uniform within one over the root of a matrix's inputs.

@@ -31,7 +31,7 @@ def main(path: str, stage: str, *overrides: str) -> None:
     mesh = meshes.make(sizes)
     assert mesh is not None
     work = workload.of(recipe, name, *meshes.parts(sizes))
-    computation = Computation.of(recipe.model, work.config, mesh)
+    computation = Computation.of(recipe.model, work.config, mesh).adapted(work.adapters)
     chain = optimizer.chain(settings.optimizer, work.updates)
     given = jax.device_put(llama.init(work.config, jax.random.key(0)), meshes.of_parameters(mesh, work.config))
     state = computation.start(given, chain)

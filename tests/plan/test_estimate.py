@@ -1,5 +1,7 @@
 """Times: operations counted as papers count them, a lower bound that is one, an estimate that no run fitted itself."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -108,3 +110,19 @@ def test_recomputing_costs_a_forward_pass():
     assert again - kept == pytest.approx(layers)
     assert estimate.useful_flops(work) == pytest.approx(kept)
     assert estimate.bounds(work, "full", target, 1, []).compute > estimate.bounds(work, "none", target, 1, []).compute
+
+
+def test_a_frozen_weight_has_no_gradient():
+    """Two thirds of the products with it are left; those with adapters and of attention are as many as ever."""
+    full = workload(rows=64)
+    adapters = llama.Lora(16, 16.0, ("q_proj", "down_proj"))
+    frozen = replace(full, adapters=adapters)
+    attention = 3 * estimate.model_flops(full.config, 0, full.pairs, 0)
+    added = 6 * full.places * 80 * 16 * (8192 + 8192 + 28672 + 8192)
+    products = estimate.useful_flops(full) - attention
+    assert estimate.useful_flops(frozen) == pytest.approx(2 / 3 * products + attention + added)
+    assert estimate.forward_share(full) == pytest.approx(1 / 3)
+    assert 1 / 3 < estimate.forward_share(frozen) < 1 / 2
+    assert estimate.executed_flops(frozen, "full") - estimate.executed_flops(frozen, "dots") == pytest.approx(
+        estimate.model_flops(full.config, full.places, full.pairs, 0) + added / 3
+    )

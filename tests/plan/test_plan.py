@@ -21,12 +21,22 @@ def executed(*arguments: object) -> dict[str, int]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("stage", ["dpo", pytest.param("sft", marks=pytest.mark.slow)])
-def test_memory_is_what_the_executed_step_needs(tiny_recipe: Path, in_tiny_cache: None, stage: str):
-    done = tiny.call("plan", tiny_recipe, *MESH, "--target", "8xcpu", "--stage", stage, "--json", "--check")
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("dpo", ()),
+        pytest.param("sft", (), marks=pytest.mark.slow),
+        pytest.param("dpo", ("dpo.lora.rank=4",), marks=pytest.mark.slow),
+    ],
+)
+def test_memory_is_what_the_executed_step_needs(
+    tiny_recipe: Path, in_tiny_cache: None, stage: str, more: tuple[str, ...]
+):
+    settings = [tiny_recipe, *MESH, *more]
+    done = tiny.call("plan", *settings, "--target", "8xcpu", "--stage", stage, "--json", "--check")
     assert done.code == 0, done.err
     said = json.loads(done.out)
-    found = executed(tiny_recipe, stage, *MESH)
+    found = executed(tiny_recipe, stage, *MESH, *more)
     assert said["bytes_per_device"]["total"] == pytest.approx(found["temporaries"] + found["live"], rel=0.05)
     parts = {name: value for name, value in said["bytes_per_device"].items() if name != "total"}
     assert sum(parts.values()) == said["bytes_per_device"]["total"]

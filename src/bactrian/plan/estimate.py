@@ -10,6 +10,7 @@ second time, or of padding, is not progress.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from bactrian.model import llama
@@ -99,17 +100,45 @@ def model_flops(config: llama.Config, places: float, pairs: float, learnt: float
 
 
 def useful_flops(workload: Workload) -> float:
-    """Of one update: forward and, at twice the cost, backward, over places that hold tokens."""
-    return 3 * model_flops(workload.config, workload.places, workload.pairs, workload.places)
+    """Of one update, forward and backward, over places that hold tokens."""
+    return _update_flops(workload, workload.places)
+
+
+def forward_share(workload: Workload) -> float:
+    """What part of an update's operations a forward pass is: a third, more where most of the model is frozen."""
+    forward = model_flops(workload.config, workload.places, workload.pairs, workload.places)
+    return forward / useful_flops(workload)
 
 
 def executed_flops(workload: Workload, remat: llama.Remat) -> float:
     """Of one update, padding and what is computed again among them."""
-    again = 1 if remat == "full" else 0
-    computed = model_flops(workload.config, workload.computed_places, workload.pairs, 0)
+    done = _update_flops(workload, workload.computed_places)
+    if remat == "full":
+        done += model_flops(workload.config, workload.computed_places, workload.pairs, 0)
+        done += 2 * workload.computed_places * _adapter_weights(workload)
     # A preference's logits are made once more for the backward pass.
-    logits = model_flops(workload.config, 0, 0, workload.places)
-    return (3 + again) * computed + (4 if workload.branches > 1 else 3) * logits
+    again = model_flops(workload.config, 0, 0, workload.places) if workload.branches > 1 else 0
+    return done + again
+
+
+def _update_flops(workload: Workload, places: float) -> float:
+    """Forward, and backward: every product with what is trained twice more, with what is frozen once."""
+    config = workload.config
+    products, attention = model_flops(config, places, 0, workload.places), model_flops(config, 0, workload.pairs, 0)
+    adapters = 2 * places * _adapter_weights(workload)
+    return passes(workload) * products + 3 * (attention + adapters)
+
+
+def passes(workload: Workload) -> int:
+    """The products of an update with each weight of the model; of a frozen one there is no gradient."""
+    return 3 if workload.adapters is None else 2
+
+
+def _adapter_weights(workload: Workload) -> int:
+    if workload.adapters is None:
+        return 0
+    adapters = llama.specs(replace(workload.config, lora=workload.adapters))["adapters"]
+    return sum(math.prod(spec.shape) for spec in adapters.values())
 
 
 def bounds(workload: Workload, remat: llama.Remat, target: Target, tensor: int, sent: Sequence[Collective]) -> Times:
@@ -129,7 +158,7 @@ def seconds(workload: Workload, target: Target, lower: Times) -> float | None:
     share = share_of_peak(target.chip)
     if share is None or not math.isfinite(target.chip.flops):
         return None
-    flops = 3 * model_flops(workload.config, workload.computed_places, workload.pairs, workload.places)
+    flops = _update_flops(workload, workload.computed_places)
     return max(flops / target.devices / target.chip.flops / share, lower.longest)
 
 
@@ -138,12 +167,13 @@ def _memory_bytes(workload: Workload, remat: llama.Remat, devices: int, tensor: 
     gradients added up for each microbatch, and at the end parameter, gradient and two moments."""
     config = workload.config
     weights = _layer_weights(config) * config.num_layers
-    passes = 4 if remat == "full" else 3  # forward, again, and two products backward
-    own = (weights + 2 * config.vocab_size * config.hidden_size) / devices
-    read = passes * weights / tensor * _COMPUTE_BYTES * workload.microbatches
-    products = passes * workload.computed_places / devices * _layer_widths(config) * config.num_layers * _COMPUTE_BYTES
+    products = passes(workload) + (remat == "full")
+    trained = weights + 2 * config.vocab_size * config.hidden_size
+    own = (trained if workload.adapters is None else _adapter_weights(workload)) / devices
+    read = products * weights / tensor * _COMPUTE_BYTES * workload.microbatches
+    moved = products * workload.computed_places / devices * _layer_widths(config) * config.num_layers * _COMPUTE_BYTES
     added = 3 * own * _MASTER_BYTES * workload.microbatches
-    return read + products + added + 7 * own * _MASTER_BYTES
+    return read + moved + added + 7 * own * _MASTER_BYTES
 
 
 def _seconds(collective: Collective, target: Target) -> float:

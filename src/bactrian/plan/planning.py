@@ -75,7 +75,7 @@ class Planned:
         settings = self.recipe.stages()[self.workload.name]
         passes = self.workload.updates
         if isinstance(settings, DPO):
-            passes += self.workload.updates / settings.epochs / 3
+            passes += self.workload.updates / settings.epochs * estimate.forward_share(self.workload)
         return self.seconds * passes / 3600
 
     def to_json(self, price: float | None = None) -> dict[str, Any]:

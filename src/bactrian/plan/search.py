@@ -125,10 +125,10 @@ def _collectives(work: Workload, target: Target, sizes: dict[str, int]) -> Itera
     holders = target.devices // tensor // copies
     weights = estimate.layer_bytes(config) * config.num_layers / tensor
     if holders > 1:
-        sent = 3 * weights * (holders - 1) / holders
+        sent = estimate.passes(work) * weights * (holders - 1) / holders
         over = group[: holders * tensor : tensor]
         yield Collective("all-gather", ("fsdp", "sequence"), over, (), sent, work.microbatches, "", None)
-    if copies > 1:
+    if copies > 1 and work.adapters is None:
         # In float32, twice as wide as what is computed with.
         sent = 2 * 2 * weights / holders * (copies - 1) / copies
         yield Collective("all-reduce", ("data",), group[:: holders * tensor], (), sent, 1.0, "", None)
@@ -145,9 +145,9 @@ def _collectives(work: Workload, target: Target, sizes: dict[str, int]) -> Itera
 
 
 def _held(work: Workload, devices: int) -> float:
-    """Bytes of parameters, moments and gradients on a device."""
-    weights = estimate.layer_bytes(work.config) / 2 * work.config.num_layers
-    return 16 * (weights + 2 * work.config.vocab_size * work.config.hidden_size) / devices
+    """Bytes of parameters, moments and gradients on a device; of frozen parameters at the least."""
+    weights, bytes_each = estimate.layer_bytes(work.config) / 2 * work.config.num_layers, 2 if work.adapters else 16
+    return bytes_each * (weights + 2 * work.config.vocab_size * work.config.hidden_size) / devices
 
 
 def _kept(work: Workload, remat: llama.Remat, devices: int) -> float:

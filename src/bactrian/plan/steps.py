@@ -12,7 +12,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from bactrian.data import packing
 from bactrian.inference import engine, sampling
-from bactrian.model import decoding, llama
+from bactrian.model import decoding, llama, lora
 from bactrian.model import mesh as meshes
 from bactrian.plan.targets import Target
 from bactrian.plan.workload import Workload
@@ -73,12 +73,16 @@ def _update(job: Job, computation: Computation, parameters: Any, place: _Place) 
     """One update, of a state and a batch split into microbatches."""
     settings = job.recipe.stages()[job.workload.name]
     chain = optimizer.chain(settings.optimizer, job.workload.updates)
-    state = jax.eval_shape(partial(trainer.start, optimizer=chain), parameters)
-    state = place(state, lambda mesh: meshes.of_state(mesh, job.workload.config, state))
+    computation = computation.adapted(job.workload.adapters)
+    trained, frozen = parameters, None
+    if job.workload.adapters is not None:
+        trained, frozen = jax.eval_shape(partial(lora.start, computation.config), jax.random.key(0)), parameters
+    state = jax.eval_shape(partial(trainer.start, optimizer=chain), trained)._replace(frozen=frozen)
+    state = place(state, lambda mesh: meshes.of_state(mesh, computation.config, state))
     batch = _batch(job, place, trainer.split)
     step: Any = computation.step(objective_of(settings, computation), chain, state)
     sizes = {
-        "parameters": _bytes(state.parameters),
+        "parameters": _bytes(state.whole),
         "optimizer": _bytes((state.step, state.optimizer)),
         "batch": _bytes(batch),
     }

@@ -19,6 +19,7 @@ from bactrian.errors import RecipeError
 from bactrian.model import hf_config, llama
 from bactrian.prepare import check_places, check_positions
 from bactrian.recipe import DPO, Recipe, Stage, StageName
+from bactrian.stage import adapters_of
 
 _SHORTEST = 16  # places of a drawn example
 
@@ -29,7 +30,7 @@ class Workload:
 
     places: that hold tokens. pairs: of places of which one sees the other, counted as if no example had branches.
     computed_places: padding too. microbatches: that are not padding alone.
-    drawn: whether lengths were drawn, for want of the data.
+    drawn: whether lengths were drawn, for want of the data. adapters: that are trained, if not the model.
     """
 
     name: StageName
@@ -39,6 +40,7 @@ class Workload:
     places: float
     pairs: float
     drawn: bool
+    adapters: llama.Lora | None = None
 
     @property
     def updates(self) -> int:
@@ -96,7 +98,8 @@ def packed(given: Lengths, name: StageName, settings: Stage, row_parts: int, pla
     used = given.places[given.order].astype(np.float64)
     updates = len(given.order)
     pairs = float(np.sum(used * (used + 1) / 2) / updates)
-    return Workload(name, given.config, plan, rows, float(np.sum(used) / updates), pairs, given.drawn)
+    places = float(np.sum(used) / updates)
+    return Workload(name, given.config, plan, rows, places, pairs, given.drawn, adapters_of(settings))
 
 
 def is_at_hand(recipe: Recipe, settings: Stage) -> bool:

@@ -1,0 +1,101 @@
+"""A run that trains adapters: what it leaves is the base model with them merged, and cut short it ends the same."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from bactrian import recipe as recipes
+from bactrian.errors import Preempted
+from bactrian.model import weights
+from bactrian.run import Run
+from bactrian.stage import Training
+
+SETTINGS = ["sft.lora.rank=8", "sft.optimizer.learning_rate=3e-2", "sft.epochs=2", "dpo.epochs=1", "evaluation={}"]
+SETTINGS += ["dpo.lora={rank = 4, targets = ['q_proj', 'v_proj']}", "dpo.optimizer.learning_rate=3e-2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    done = tiny.run(["run", tiny_recipe, *SETTINGS, "--run-dir", folder], tiny_cache)
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_each_stage_ends_with_its_adapters_merged(whole: Path, tiny_recipe: Path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    bases = {"sft": recipes.load(tiny_recipe).model.source, "dpo": str(whole / "checkpoints" / "sft" / "final")}
+    for stage, base in bases.items():
+        folder = whole / "checkpoints" / stage
+        about = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        assert about["base_model_name_or_path"] == base
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        merged = peft.PeftModel.from_pretrained(model, str(folder / "adapter")).merge_and_unload().state_dict()
+        final = transformers.AutoModelForCausalLM.from_pretrained(folder / "final", dtype="float32").state_dict()
+        changed = set()
+        for name, value in final.items():
+            np.testing.assert_allclose(value.numpy(), merged[name].numpy(), rtol=1e-5, atol=1e-6)
+            if not np.array_equal(value.numpy(), before[name].numpy()):
+                changed.add(name.split(".")[-2])
+        assert changed == set(about["target_modules"])
+    assert not list((whole / "checkpoints").rglob(".*"))
+
+
+def test_it_learns_and_says_what_it_trained(whole: Path):
+    run = Run(whole)
+    rows = {name: [row for row in run.metrics() if row["stage"] == name] for name in ("sft", "dpo")}
+    losses = {name: [row["loss"] for row in rows[name] if row["kind"] == "train"] for name in rows}
+    assert losses["sft"][-1] < losses["sft"][0] - 0.2  # of a random model whose embeddings stay as they are
+    assert losses["dpo"][0] == pytest.approx(np.log(2), abs=1e-4) and losses["dpo"][-1] < 0.67
+    evaluation = run.evidence("evaluation")
+    # Held-out losses are measured with adapters beside the model while it trains, and with them merged at the end.
+    held = [row["loss"] for row in rows["sft"] if row["kind"] == "heldout"]
+    assert evaluation["sft_loss"]["sft"] == pytest.approx(held[-1], rel=1e-5)
+    card = (whole / "export" / "README.md").read_text()
+    assert re.search(r"LoRA.*rank 8, alpha 16, of q_proj, .*down_proj.*rank 4, alpha 16, of q_proj, v_proj", card)
+
+
+@pytest.mark.slow
+def test_cut_short_it_ends_the_same(
+    whole: Path, tmp_path: Path, tiny_recipe: Path, in_tiny_cache: None, monkeypatch: pytest.MonkeyPatch
+):
+    record = Training._record
+
+    def cut(self: Training, update, *given) -> None:
+        record(self, update, *given)
+        if self.prepared.name == "dpo" and update.number == 5:
+            raise Preempted("cut short")
+
+    monkeypatch.setattr(Training, "_record", cut)
+    command = ["run", tiny_recipe, *SETTINGS, "--run-dir", tmp_path / "run"]
+    assert tiny.call(*command).code != 0
+    kept = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoints" / "dpo" / "steps").rglob("*"))
+    model = sum(file.stat().st_size for file in (whole / "checkpoints" / "dpo" / "final").glob("*.safetensors"))
+    assert kept < model, "a checkpoint holds no frozen parameters"
+    monkeypatch.setattr(Training, "_record", record)
+    done = tiny.call(*command)
+    assert done.code == 0, done.err
+    for stage in ("sft", "dpo"):
+        ends = [folder / "checkpoints" / stage / "final" for folder in (whole, tmp_path / "run")]
+        assert weights.fingerprint(ends[0]) == weights.fingerprint(ends[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["sft.lora.targets=['q_proj', 'qproj']"], "sft.lora.targets.1"),
+        (["sft.lora.targets=['q_proj', 'q_proj']"], "names a matrix twice"),
+        (["sft.lora.rank=0"], "sft.lora.rank"),
+        (["sft.lora.ranks=8"], "did you mean sft.lora.rank?"),
+        (["sft.lora={}", "model.add_tokens=['<|tool|>']"], "model.add_tokens adds tokens whose embeddings sft.lora"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: list[str], said: str, tiny_recipe: Path, tmp_path: Path):
+    done = tiny.call("run", tiny_recipe, *settings, "--run-dir", tmp_path / "run")
+    assert done.code == 2 and said in done.err, done.err
+    assert not (tmp_path / "run").exists()
