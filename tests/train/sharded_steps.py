@@ -1,10 +1,10 @@
 """Updates over meshes of eight simulated devices, beside one device; a program, because JAX counts its devices once.
 
-    sharded_steps.py 1x8x1x1:none 2x1x2x2:full …
+    sharded_steps.py 1x8x1x1:none 2x1x2x2:full:lora …
 
-Each argument is a mesh, data × fsdp × sequence × tensor, and a remat policy. For each one and for SFT and DPO a line of
-JSON says how far off everything is, relative to the norm of what it should be, and whether a checkpoint written over
-the mesh before (over one device at first) was restored over this one.
+Each argument is a mesh, data × fsdp × sequence × tensor, a remat policy, and whether adapters are trained. For each
+one and for SFT and DPO a line of JSON says how far off everything is, relative to the norm of what it should be, and
+whether a checkpoint written over the mesh before (over one device at first) was restored over this one.
 
     sharded_steps.py text 2x2x1x2:full 154
 
@@ -54,20 +54,22 @@ CONFIG = llama.Config(
     qk_norm=True,
     output_bias=True,
 )
+LORA = llama.Lora(3, 6.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 ROWS, PLACES = 8, 64
 # The gradients as the optimizer is given them, kept beside its own state.
 KEEP = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
 CHAIN = optax.chain(KEEP, optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
 
-def parameters() -> llama.Parameters:
+def parameters(config: llama.Config = CONFIG) -> llama.Parameters:
+    """Of adapters B too, so that there is a gradient for every A."""
     random = np.random.default_rng(0)
 
     def start(spec: llama.Spec) -> np.ndarray:
-        deviation, mean = (0.2, 0.0) if spec.init == "normal" else (0.1, 1.0)
+        deviation, mean = (0.2, 0.0) if spec.init == "normal" or "rank" in spec.axes else (0.1, 1.0)
         return random.normal(mean, deviation, spec.shape).astype(np.float32)
 
-    return jax.tree.map(start, llama.specs(CONFIG), is_leaf=lambda node: isinstance(node, llama.Spec))
+    return jax.tree.map(start, llama.specs(config), is_leaf=lambda node: isinstance(node, llama.Spec))
 
 
 def microbatches(own: tuple[int, ...], places: int = PLACES) -> Batch:
@@ -95,16 +97,23 @@ def microbatches(own: tuple[int, ...], places: int = PLACES) -> Batch:
     return trainer.split(Batch(*map(np.concatenate, zip(batch, padding, strict=True))), ROWS)
 
 
+def started(computation: Computation) -> State:
+    config, mesh = computation.config, computation.compute.mesh
+    given = jax.tree.map(jax.numpy.asarray, parameters(config))
+    if mesh is not None:
+        given = jax.device_put(given, meshes.of_parameters(mesh, config))
+    adapters = {part: given.pop(part) for part in ("adapters",) if part in given}
+    state = computation.start(given, CHAIN)
+    return state._replace(parameters=adapters) if adapters else state
+
+
 def measured(name: str, batch: Batch, computation: Computation) -> tuple[dict, State]:
     """What one update does, with the log-probabilities of its first rows; and the state after it."""
     config, compute = computation.config, computation.compute
     objective = sft.objective(config, compute) if name == "sft" else preference.objective(config, compute, 0.1)
-    given = parameters()
-    if compute.mesh is not None:
-        given = jax.device_put(given, meshes.of_parameters(compute.mesh, config))
+    before = started(computation)
     # SFT's scores come about as DPO's do.
-    scores = computation.score(given, Batch(*(column[0] for column in batch))) if name == "dpo" else ()
-    before = computation.start(given, CHAIN)
+    scores = computation.score(before.whole, Batch(*(column[0] for column in batch))) if name == "dpo" else ()
     state, metrics = computation.step(objective, CHAIN, before)(before, computation.placed(batch))
     gradients, *_ = cast(tuple, state.optimizer)
     found = {"metrics": metrics, "gradients": gradients, "parameters": state.parameters, "scores": scores}
@@ -120,9 +129,7 @@ def moved(state: State, number: int, folder: Path, computation: Computation) -> 
     expected = jax.tree.map(np.asarray, state)
     checkpoints = Checkpoints(folder / str(number), keep_last=1, keep_best=False)
     checkpoints.save(number, state, None)
-    mesh = computation.compute.mesh
-    given = parameters() if mesh is None else jax.device_put(parameters(), meshes.of_parameters(mesh, CONFIG))
-    like = computation.start(given, CHAIN)
+    like = started(computation)
     restored = checkpoints.restore(number, like)
     checkpoints.close()
     same = jax.tree.map(lambda one, other: np.array_equal(np.asarray(one), other), restored, expected)
@@ -131,11 +138,11 @@ def moved(state: State, number: int, folder: Path, computation: Computation) -> 
 
 
 def computed_over(argument: str) -> Computation:
-    shape, remat = argument.split(":")
+    shape, remat, *more = argument.split(":")
     sizes = meshes.sizes(Mesh(**dict(zip(meshes.AXES, map(int, shape.split("x")), strict=True))), 8)
     meshes.check(sizes, CONFIG)
     settings: dict[str, Any] = {"source": "", "compute_dtype": "float32", "remat": remat}
-    return Computation.of(Model(**settings), CONFIG, meshes.make(sizes))
+    return Computation.of(Model(**settings), CONFIG, meshes.make(sizes)).adapted(LORA if more else None)
 
 
 def compiled(computation: Computation, places: int) -> str:
@@ -156,15 +163,17 @@ def compare(arguments: list[str]) -> None:
     batches = {"sft": microbatches(()), "dpo": microbatches((9, 6))}
     single = Computation.of(Model(source="", compute_dtype="float32"), CONFIG)
     alone, states = {}, {}
-    for name, batch in batches.items():
-        alone[name], states[name] = measured(name, batch, single)
     with tempfile.TemporaryDirectory() as folder:
         for number, argument in enumerate(arguments):
             computation = computed_over(argument)
-            is_moved = moved(states["dpo"], number, Path(folder), computation)
+            lora = computation.config.lora
             for name, batch in batches.items():
-                found, states[name] = measured(name, batch, computation)
-                errors = jax.tree.map(error, found, alone[name])
+                if (name, lora) not in alone:
+                    alone[name, lora], states[name, lora] = measured(name, batch, single.adapted(lora))
+            is_moved = moved(states["dpo", lora], number, Path(folder), computation)
+            for name, batch in batches.items():
+                found, states[name, lora] = measured(name, batch, computation)
+                errors = jax.tree.map(error, found, alone[name, lora])
                 named = {jax.tree_util.keystr(path): off for path, off in jax.tree_util.tree_leaves_with_path(errors)}
                 print(json.dumps({"mesh": argument, "stage": name, "errors": named, "moved": is_moved}), flush=True)
 

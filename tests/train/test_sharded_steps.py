@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).with_name("sharded_steps.py")
 TOLERANCE = 1e-5
 
 # data × fsdp × sequence × tensor
-FEW = ["1x8x1x1:none", "2x1x1x4:full", "1x2x2x2:none", "1x1x8x1:dots"]
+FEW = ["1x8x1x1:none", "2x1x1x4:full", "1x2x2x2:none", "1x1x8x1:dots", "1x2x2x2:dots:lora"]
 SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(shape) == 8]
 ALL = [f"{'x'.join(map(str, shape))}:{('none', 'dots', 'full')[index % 3]}" for index, shape in enumerate(SHAPES)]
 
@@ -32,8 +32,10 @@ def assert_equal(meshes: list[str]) -> None:
     found = [json.loads(line) for line in program(*meshes).splitlines()]
     assert len(found) == 2 * len(meshes)
     for line in found:
-        # Of SFT loss and gradient norm, 18 parameters and their gradients; of DPO four metrics more, and the scores.
-        assert len(line["errors"]) == 2 + 2 * 18 + (5 if line["stage"] == "dpo" else 0)
+        # Of SFT loss and gradient norm, 18 parameters (or 7 adapters' A and B) and their gradients; of DPO four metrics
+        # more, and the scores.
+        trained = 14 if line["mesh"].endswith(":lora") else 18
+        assert len(line["errors"]) == 2 + 2 * trained + (5 if line["stage"] == "dpo" else 0)
         off = {name: error for name, error in line["errors"].items() if not error <= TOLERANCE}
         assert not off, f"{line['stage']} over {line['mesh']}"
         assert line["moved"], f"a checkpoint over {line['mesh']}"
@@ -45,10 +47,11 @@ def test_an_update_over_a_mesh_is_that_of_one_device(half: int):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["", ":lora"])
 @pytest.mark.parametrize("part", range(5))
-def test_over_every_mesh_of_eight(part: int):
+def test_over_every_mesh_of_eight(part: int, what: str):
     assert len(ALL) == 20
-    assert_equal(ALL[part::5])
+    assert_equal([f"{mesh}{what}" for mesh in ALL[part::5]])
 
 
 # Eleven and seven divide the places of a row, and no other size of the model or the batch.

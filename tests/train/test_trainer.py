@@ -1,6 +1,8 @@
 """Laws: k microbatches equal one batch, padding changes nothing, a step that is not finite is not made."""
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,8 @@ from bactrian.data import packing
 from bactrian.data.records import Batch, Example
 from bactrian.errors import Diverged
 from bactrian.model import llama
-from bactrian.recipe import Optimizer
+from bactrian.recipe import Model, Optimizer
+from bactrian.stage import Computation
 from bactrian.train import moments, optimizer, preference, sft, trainer
 from bactrian.train.trainer import Objective, State, Step, Terms
 
@@ -99,6 +102,41 @@ def test_less_memory_learns_as_well(
     learned = full[0] - full[-1]
     assert learned > 0.3
     assert np.abs(losses("bfloat16", "int8") - full).max() < 0.03 * learned
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_what_is_frozen_stays_and_no_gradient_of_it_is_computed(
+    stage: str, config: llama.Config, parameters, conversations: list[Example], pairs: list[Example]
+):
+    """Read in what XLA has compiled: no product has the shape of a matrix of the model, as its gradient would."""
+    batch = trainer.split(batch_of(conversations if stage == "sft" else pairs, 48, 4), 4)
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    alone = Computation.of(Model(source="", compute_dtype="float32"), config)
+    matrices = {spec.shape[-2:] for name, spec in llama.specs(config)["layers"].items() if name.endswith("_proj")}
+    matrices.add((config.hidden_size, config.vocab_size))  # which its gradient is added up in, turned
+
+    def updated(computation: Computation) -> tuple[State, State, set[tuple[int, ...]]]:
+        compute = computation.compute
+        objective = sft.objective if stage == "sft" else partial(preference.objective, beta=0.1)
+        chain = optax.adam(1e-2)
+        state = computation.start(jax.tree.map(jnp.copy, parameters), chain)
+        before = jax.tree.map(np.array, state)
+        step: Any = computation.step(objective(computation.config, compute), chain, state)
+        text = step.lower(state, batch).compile().as_text()
+        made = {tuple(map(int, shape.split(","))) for shape in re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text)}
+        return before, step(state, batch)[0], made
+
+    before, after, made = updated(alone.adapted(llama.Lora(3, 6.0, targets)))
+    assert_identical(jax.tree.map(np.array, after.frozen), before.frozen)
+    assert_identical(before.frozen, jax.tree.map(np.array, parameters))
+    assert not made & matrices
+    # A alone has no gradient yet: it is multiplied by B, which is zero.
+    moved = {
+        name for name, value in after.parameters["adapters"].items() if (value != before.whole["adapters"][name]).any()
+    }
+    assert moved == {f"{target}_b" for target in targets}
+    assert jax.tree.structure(after.optimizer[0].mu) == jax.tree.structure(after.parameters)
+    assert matrices <= updated(alone)[2], "the reading finds them where they are"
 
 
 def test_rows_of_padding_change_nothing(pairs: list[Example]):
