@@ -168,7 +168,7 @@ class Pipeline:
             parameters = Training(self.run, prepared, *given).execute(start.parameters)
             if adapters is not None:
                 folder, base = self.run.checkpoints(name) / "adapter", start.source.removeprefix("hf:")
-                lora.save(folder, computation.config, parameters, base)
+                weights.save_adapters(folder, computation.config, parameters, base)
                 parameters = lora.merged(computation.config, parameters)
             assistants.save(final, self.base, parameters, self.chat, kept_as)
         else:

@@ -1,19 +1,17 @@
-"""Adapters of low rank beside a model that stays as it is (Hu et al. 2021): their start, their merging, PEFT's files.
+"""Adapters of low rank beside a model that stays as it is (Hu et al. 2021): their start, and their merging.
 
-What they add to a product is in `llama.forward`. They are few, so they are kept in float32 whatever the model is.
+What they add to a product is in `llama.forward`, their files in `weights`. They are few, so they are kept in float32
+whatever the model is.
 """
 
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from bactrian.model import llama, weights
+from bactrian.model import llama
 from bactrian.model import mesh as meshes
-from bactrian.run import replacing
 
 ADAPTERS = "adapters"  # among the parameters
 
@@ -46,30 +44,3 @@ def _merged(scale: float, weights: jax.Array, inner: jax.Array, outer: jax.Array
         return (weight_DF.astype(jnp.float32) + scale * added_DF).astype(weight_DF.dtype)
 
     return jax.lax.map(one_layer, (weights, inner, outer))
-
-
-def save(folder: Path, config: llama.Config, parameters: llama.Parameters, base: str) -> None:
-    """Write the adapters as PEFT reads them, whole or not at all; `base` names the model that they belong to.
-
-    Where there are several processes all must call, and the first one writes.
-    """
-    assert config.lora is not None
-    about = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": config.lora.rank,
-        "lora_alpha": config.lora.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": list(config.lora.targets),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    if jax.process_index():
-        weights.write_adapters(folder, config, parameters)
-        return
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        weights.write_adapters(temporary, config, parameters)
-        (temporary / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

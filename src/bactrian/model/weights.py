@@ -108,8 +108,13 @@ def save(
     _move_in(folder / "model.incoming", folder)
 
 
-def write_adapters(folder: Path, config: llama.Config, parameters: llama.Parameters) -> None:
-    """Write the adapters among the parameters as PEFT lays them, float32. All processes call, the first one writes."""
+def save_adapters(folder: Path, config: llama.Config, parameters: llama.Parameters, base: str) -> None:
+    """Write the adapters among the parameters as PEFT reads them, float32; the folder is there whole or not at all.
+
+    `base` names the model that they belong to. Where there are several processes all must call, and the first one
+    writes.
+    """
+    assert config.lora is not None
     named = tensors.of_adapters(config)
 
     def on_host(name: str) -> np.ndarray:
@@ -119,8 +124,23 @@ def write_adapters(folder: Path, config: llama.Config, parameters: llama.Paramet
         for name in named:
             on_host(name)
         return
+    about = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(config.lora.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
     shapes = {name: tensor.shape for name, tensor in named.items()}
-    safetensors_file.write(folder / "adapter_model.safetensors", shapes, _DTYPES["float32"], on_host)
+    with replacing(folder) as staged:
+        staged.mkdir()
+        safetensors_file.write(staged / "adapter_model.safetensors", shapes, _DTYPES["float32"], on_host)
+        (staged / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def resize_embeddings(
