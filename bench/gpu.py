@@ -1,18 +1,19 @@
-"""Training steps at the sizes of real models on one accelerator, with random weights: SFT and DPO, full parameters.
+"""Training steps at the sizes of real models on one accelerator, with random weights: SFT and DPO, full and LoRA.
 
     python bench/gpu.py                          1B, 7B and 8B, rows of 2k, 4k and 8k, the quick part of the sweep
     python bench/gpu.py --shapes 7B --lengths 4096 --rows 1,2,4 --remat full,dots,none
-    python bench/gpu.py --shapes 7B --lengths 4096 --stages dpo --peer     TRL too: needs torch, transformers and trl
+    python bench/gpu.py --shapes 7B --lengths 4096 --stages dpo --peer     TRL too: needs torch, transformers and
+                                                                           trl, for LoRA peft
 
 Ours needs jax, numpy and optax alone. Every setting runs in a process of its own, so one that does not fit ends nothing
 but itself; the best of each size is then measured `--turns` times, in turn with the best of TRL's, whose kernels a
 first run has compiled. Rows are packed with examples whose lengths spread as real ones do (conversations as Tulu 2's,
 pairs as UltraFeedback's). Matrix products are bfloat16; parameters and moments are kept as `--parameters` and
-`--moments` say, TRL's moments as its parameters. Of low-rank adaptation, which this project does not have, there is
-nothing.
+`--moments` say, TRL's moments as its parameters. With a rank above 0 adapters of all matrices of a layer are trained,
+beside parameters that are frozen: ours in float32, TRL's as PEFT keeps them.
 
-mfu: against the rate of a bfloat16 product in the same process, the better of before and after the updates; mfu_6nd
-counts 6 · parameters · tokens and no more.
+mfu: against the rate of a bfloat16 product in the same process, the better of before and after the updates; mfu_6nd,
+of full parameters, counts 6 · parameters · tokens and no more.
 """
 
 import argparse
@@ -47,6 +48,8 @@ ROWS = 8  # packed rows in one update
 TIMED = 3  # updates
 MATRIX = 8192  # of the product that MFU is measured against
 BETA = 0.1
+ALPHA = 16.0  # of adapters
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOY = 32  # by how much a toy is narrower and its rows shorter
 
 
@@ -94,6 +97,7 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
     """Ours, at the first shape, stage, length, rows and remat of the arguments."""
     import jax
 
+    from bactrian.model import lora
     from bactrian.train import optimizer, preference, scores, sft, trainer
 
     stage, rows = arguments.stages[0], arguments.rows[0]
@@ -106,16 +110,21 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
     vars(settings).update(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, clip_norm=1.0)
     settings.moments = arguments.moments
     chain = optimizer.chain(settings, TIMED + 1)
+    trained = _trained(config, arguments)
     parameters = jax.jit(lambda key: llama.init(config, key, arguments.parameters))(jax.random.key(0))
     figures: Figures = {"attention": compute.attention, "attention_error": _attention_error(compute)}
     if stage == "dpo":
         score = scores.compiled(config, compute)
         batch, figures["reference_tokens_per_second"] = _reference(score, parameters, given, plan, rows)
-        objective = preference.objective(config, compute, BETA)
+        objective = preference.objective(trained, compute, BETA)
     else:
-        batch, objective = packing.batch(plan, given, 0), sft.objective(config, compute)
+        batch, objective = packing.batch(plan, given, 0), sft.objective(trained, compute)
+    frozen = None
+    if trained.lora is not None:
+        parameters, frozen = lora.start(trained, jax.random.key(1)), parameters
     state = jax.jit(lambda parameters: trainer.start(parameters, chain), donate_argnums=0)(parameters)
-    del parameters
+    state = state._replace(frozen=frozen)
+    del parameters, frozen
     batch = jax.device_put(trainer.split(batch, rows))
     start = time.perf_counter()
     step = jax.jit(trainer.make_step(objective, chain), donate_argnums=0).lower(state, batch).compile()
@@ -130,7 +139,7 @@ def bactrian(arguments: argparse.Namespace) -> Figures:
         jax.block_until_ready((state, metrics))
         seconds = (time.perf_counter() - start) / TIMED
     rate = max(rate, work.jax_rate("bfloat16", _matrix(arguments)))
-    figures |= _figures(given, config, seconds, rate)
+    figures |= _figures(given, trained, seconds, rate)
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         figures["device_peak_gib"] = stats["peak_bytes_in_use"] / 2**30
@@ -142,6 +151,12 @@ def _size(arguments: argparse.Namespace) -> tuple[llama.Config, int]:
     return (toy(config), length // TOY) if arguments.toy else (config, length)
 
 
+def _trained(config: llama.Config, arguments: argparse.Namespace) -> llama.Config:
+    """The same with adapters, if the arguments say so."""
+    rank = arguments.ranks[0]
+    return replace(config, lora=llama.Lora(rank, ALPHA, TARGETS)) if rank else config
+
+
 def _matrix(arguments: argparse.Namespace) -> int:
     return MATRIX // TOY if arguments.toy else MATRIX
 
@@ -149,14 +164,15 @@ def _matrix(arguments: argparse.Namespace) -> int:
 def _figures(given: Sequence[Example], config: llama.Config, seconds: float, rate: float) -> Figures:
     """Of one update."""
     done = work.of_examples(given)
-    parameters = sum(np.prod(spec.shape, dtype=float) for spec in _leaves(llama.specs(config)))
     figures: Figures = {
         "tokens_per_second": done.tokens / seconds,
         **work.utilization(done.flops(config), seconds, rate),
-        "mfu_6nd": 6 * parameters * done.tokens / seconds / rate,
         "seconds": seconds,
         "tokens": done.tokens,
     }
+    if config.lora is None:
+        parameters = sum(np.prod(spec.shape, dtype=float) for spec in _leaves(llama.specs(config)))
+        figures["mfu_6nd"] = 6 * parameters * done.tokens / seconds / rate
     return figures | ({"pairs_per_second": len(given) / seconds} if given[0].starts else {})
 
 
@@ -240,6 +256,12 @@ def trl(arguments: argparse.Namespace) -> Figures:
     more = {"gradient_checkpointing": arguments.remat[0] != "none", "bf16": arguments.parameters == "float32"}
     more |= {"use_cpu": device == "cpu", "learning_rate": 1e-8}
     more |= {"use_liger_kernel": device == "cuda" and find_spec("liger_kernel") is not None}
+    trained = _trained(config, arguments)
+    if trained.lora is not None:
+        from peft import LoraConfig
+
+        about = {"lora_alpha": trained.lora.alpha, "target_modules": list(trained.lora.targets)}
+        more["peft_config"] = LoraConfig(r=trained.lora.rank, task_type="CAUSAL_LM", **about)
     if stage == "dpo":
         # Pairs of like lengths beside each other, as TRL's "group_by_length" has them, but exactly.
         given = sorted(given[: len(given) // microbatch * microbatch], key=lambda pair: len(pair.tokens))
@@ -250,7 +272,7 @@ def trl(arguments: argparse.Namespace) -> Figures:
         timed = trl_side.sft(model, given, microbatch, 1, packing=True, max_length=length, **more)
         given = given[: round(len(given) * timed.learned / work.of_examples(given).learned)]
     rate = max(rate, work.torch_rate("bfloat16", _matrix(arguments), device))
-    figures = _figures(given, config, timed.seconds, rate)
+    figures = _figures(given, trained, timed.seconds, rate)
     figures["kernels"] = "liger" if more["use_liger_kernel"] else "plain"
     if device == "cuda":
         figures["device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -268,6 +290,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=numbers, default=[2048, 4096, 8192])
     parser.add_argument("--rows", type=numbers, default=[1, 2], help="rows at once")
     parser.add_argument("--remat", type=words, default=["full", "dots"])
+    parser.add_argument("--ranks", type=numbers, default=[0, 64], help="of adapters; 0: full parameters")
     parser.add_argument("--parameters", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--moments", choices=("float32", "int8"), default="float32", help="ours")
     parser.add_argument("--profile", help="ours: a folder for a trace of the timed updates")
@@ -282,14 +305,14 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(SIDES[arguments.side](arguments)))
         return
-    for shape, stage, length in product(arguments.shapes, arguments.stages, arguments.lengths):
-        compare(arguments, shape, stage, length)
+    for size in product(arguments.shapes, arguments.stages, arguments.lengths, arguments.ranks):
+        compare(arguments, *size)
 
 
-def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) -> None:
+def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int, rank: int) -> None:
     """Sweep one size on every side, then run the best of each in turn."""
     measured_on = alternate.machine()
-    size = ["--shapes", shape, "--stages", stage, "--lengths", str(length)]
+    size = ["--shapes", shape, "--stages", stage, "--lengths", str(length), "--ranks", str(rank)]
     swept = {"bactrian": _sweep(arguments, "bactrian", size, arguments.rows, arguments.remat)}
     if arguments.peer:
         # Its kernels are compiled as they are met: a run that is thrown away pays for them.
@@ -307,7 +330,8 @@ def compare(arguments: argparse.Namespace, shape: str, stage: str, length: int) 
     rate = "tokens_per_second"
     ratios = {"bactrian / trl": Ratio(rate, "trl", rate)} if len(best) == len(SIDES) else {}
     notes = [f"{side}: {settings}, of {_said(swept[side])}" for side, settings in best.items()]
-    report = Report(f"gpu-{shape}-{stage}-{length}", rate, ratios, [*notes, work.FORMULA])
+    name = f"gpu-{shape}-{stage}-{length}" + (f"-lora-{rank}" if rank else "")
+    report = Report(name, rate, ratios, [*notes, work.FORMULA])
     alternate.publish(report, runs, arguments, measured_on)
 
 

@@ -61,7 +61,8 @@ class _Clock(TrainerCallback):
     def on_train_begin(self, args, state, control, model: Any = None, optimizer: Any = None, **more):
         # An update by nothing makes the moments, which the first of a run would else do while it is timed.
         for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -78,7 +79,9 @@ class _Pairs(DPOTrainer):
         return dataset
 
 
-def dpo(model: Any, pairs: Sequence[Example], microbatch: int, warm: int, **settings: Any) -> Timed:
+def dpo(
+    model: Any, pairs: Sequence[Example], microbatch: int, warm: int, peft_config: Any = None, **settings: Any
+) -> Timed:
     """TRL's DPO over pairs, of which the first `warm` microbatches are not timed."""
     rows = []
     for pair in pairs:
@@ -92,7 +95,8 @@ def dpo(model: Any, pairs: Sequence[Example], microbatch: int, warm: int, **sett
     with tempfile.TemporaryDirectory() as folder:
         arguments = DPOConfig(folder, **_arguments(len(rows), microbatch), **settings)
         data = datasets.Dataset.from_list(rows)
-        trainer = _Pairs(model, None, arguments, train_dataset=data, processing_class=_words())  # pyright: ignore
+        more: dict[str, Any] = {"processing_class": _words(), "peft_config": peft_config}
+        trainer = _Pairs(model, None, arguments, train_dataset=data, **more)
         mean = None
         timed = slice(warm * microbatch, None)
         learned = sum(int(pair.learn[pair.starts[0] :].sum()) for pair in pairs[timed])
@@ -102,7 +106,9 @@ def dpo(model: Any, pairs: Sequence[Example], microbatch: int, warm: int, **sett
         return Timed(_train(trainer, warm), learned, _loss(trainer), mean)
 
 
-def sft(model: Any, conversations: Sequence[Example], microbatch: int, warm: int, **settings: Any) -> Timed:
+def sft(
+    model: Any, conversations: Sequence[Example], microbatch: int, warm: int, peft_config: Any = None, **settings: Any
+) -> Timed:
     """TRL's SFT over conversations; where it packs them, a microbatch has so many packed rows."""
     columns = [
         {"input_ids": each.tokens.tolist(), "labels": np.where(each.learn, each.tokens, -100).tolist()}
@@ -116,7 +122,7 @@ def sft(model: Any, conversations: Sequence[Example], microbatch: int, warm: int
     ready = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(folder, **_arguments(count, microbatch), **ready, **settings)
-        trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=_words())
+        trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=_words(), peft_config=peft_config)
         seconds = _train(trainer, warm)
     learned = sum(map(_learned, rows.select(range(warm * microbatch, count))))
     return Timed(seconds, learned, _loss(trainer))

@@ -5,8 +5,8 @@
 
 That is 6ND for what is needed: a token that two answers share counts once, logits count where something is learnt,
 `seen` are the pairs of a token and one that it attends to, padding counts nowhere, and so does whatever is computed a
-second time. The reference pass is not in it. MFU is FLOPs / seconds / the rate of a large matrix product in the same
-process.
+second time. A weight that is frozen has no gradient and counts 4, adapters beside it 6. The reference pass is not in
+it. MFU is FLOPs / seconds / the rate of a large matrix product in the same process.
 """
 
 import math
@@ -40,11 +40,14 @@ class Work(NamedTuple):
         """Of one forward and backward pass."""
         from bactrian.model import llama
 
-        layer = llama.specs(config)["layers"].values()
-        matrices = sum(np.prod(spec.shape, dtype=float) for spec in layer if len(spec.shape) == 3)
+        specs = llama.specs(config)
+        matrices = sum(np.prod(spec.shape, dtype=float) for spec in specs["layers"].values() if len(spec.shape) == 3)
         unembedding = config.vocab_size * config.hidden_size
         attention = config.num_layers * config.num_heads * config.head_dim * self.seen
-        return float(6 * (matrices * self.tokens + unembedding * self.learned) + 12 * attention)
+        adapters = sum(np.prod(spec.shape, dtype=float) for spec in specs.get("adapters", {}).values())
+        each = 4 if config.lora else 6
+        products = each * (matrices * self.tokens + unembedding * self.learned) + 6 * adapters * self.tokens
+        return float(products + 12 * attention)
 
 
 def of_examples(examples: Iterable[Example]) -> Work:

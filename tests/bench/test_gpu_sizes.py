@@ -38,6 +38,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def arguments(**changes) -> argparse.Namespace:
     plain = {"shapes": ["1B"], "stages": ["sft"], "lengths": [4096], "rows": [2], "remat": ["full"], "toy": True}
+    plain["ranks"] = [0]
     return argparse.Namespace(**{**plain, "parameters": "float32", "moments": "float32", "profile": None, **changes})
 
 
@@ -76,11 +77,11 @@ def test_examples_fill_their_rows(stage: str):
     assert np.mean([each.learn.mean() for each in given]) > 0.4
 
 
-@pytest.mark.parametrize(("shape", "stage"), [("1B", "sft"), ("8B", "dpo")])
-def test_a_toy_of_each_stage_trains(shape: str, stage: str):
+@pytest.mark.parametrize(("shape", "stage", "rank"), [("1B", "sft", 0), ("8B", "dpo", 0), ("7B", "dpo", 4)])
+def test_a_toy_of_each_stage_trains(shape: str, stage: str, rank: int):
     import gpu
 
-    figures = gpu.bactrian(arguments(shapes=[shape], stages=[stage]))
+    figures = gpu.bactrian(arguments(shapes=[shape], stages=[stage], ranks=[rank]))
     # Of random weights an answer is as likely as any, and the policy is the reference.
     expected = math.log(2) if stage == "dpo" else math.log(gpu.toy(gpu.SHAPES[shape]).vocab_size)
     assert figures["first_loss"] == pytest.approx(expected, rel=0.02)
@@ -102,10 +103,11 @@ def test_it_runs_where_jax_is_and_little_else():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_trl_takes_the_same_examples(stage: str):
+def test_trl_takes_the_same_examples(stage: str, rank: int):
     import gpu
 
-    ours, theirs = (side(arguments(stages=[stage], rows=[1])) for side in (gpu.bactrian, gpu.trl))
+    ours, theirs = (side(arguments(stages=[stage], rows=[1], ranks=[rank])) for side in (gpu.bactrian, gpu.trl))
     assert theirs["tokens"] == pytest.approx(ours["tokens"], rel=0.2)  # its packing leaves the warm-up row out
     assert theirs["tokens_per_second"] > 0

@@ -1,5 +1,7 @@
 """What a step has to compute, counted from examples, is what its rows hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,12 @@ def test_flops_are_six_per_matrix_element_and_token_and_attention():
     assert work.Work(0, 10, 0).flops(config) == 6 * 100 * 32 * 10
     # Scores and their use, a multiplication and an addition each, forward, and twice that backward.
     assert work.Work(0, 0, 10).flops(config) == 3 * (2 + 2) * 3 * 32 * 10
+    # Frozen weights have no gradient; the adapters beside them have.
+    frozen = replace(config, lora=llama.Lora(5, 5.0, ("q_proj", "up_proj")))
+    adapters = 3 * 5 * (32 + 32 + 32 + 64)
+    assert work.Work(10, 0, 0).flops(frozen) == (4 * 3 * layer + 6 * adapters) * 10
+    assert work.Work(0, 10, 0).flops(frozen) == 4 * 100 * 32 * 10
+    assert work.Work(0, 0, 10).flops(frozen) == work.Work(0, 0, 10).flops(config)
 
 
 def test_the_rate_is_that_of_this_process():
