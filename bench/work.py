@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # a peer's process does without jax while its memory is measu
     from bactrian.model import llama
 
 FORMULA = (
-    "MFU counts 6 · (layers · tokens + unembedding · learnt) + 12 · attention's seen pairs; no padding, no reference"
+    "MFU counts 6 · (layers · tokens + unembedding · learnt), 4 where they are frozen, + 12 · attention's seen pairs; "
+    "no padding, no reference"
 )
 _REPEATS = 5
 _SECONDS = 0.5  # of products one after the other, at least: a GPU's clock falls when it is kept busy

@@ -129,7 +129,7 @@ def test_a_model_in_bfloat16_stays_so(twin: Twin):
     kept = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), twin.parameters)
     merged = lora.merged(config, {**kept, "adapters": parameters["adapters"]})
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
-    a, b = (np.float64(parameters["adapters"][f"up_proj_{side}"]) for side in "ab")
+    a, b = (np.asarray(parameters["adapters"][f"up_proj_{side}"], np.float64) for side in "ab")
     exact = np.float64(twin.parameters["layers"]["up_proj"].astype(jnp.bfloat16)) + 4.0 * (a @ b)
     nearest = exact.astype(np.float32).astype(ml_dtypes.bfloat16)
     found = np.asarray(merged["layers"]["up_proj"])

@@ -157,17 +157,17 @@ def _specs(config: llama.Config) -> dict[tuple[str, ...], llama.Spec]:
 
 
 def _weights(planned: Planned) -> dict[tuple[str, ...], _Weight]:
-    """The matrices over the plan's mesh, which are what is split over its rows; vectors are not."""
-    config = planned.workload.config
+    """The matrices over the plan's mesh, which are what is split over its rows, and adapters; vectors are not."""
+    config = planned.workload.trained
     mesh: Any = AbstractMesh(tuple(planned.sizes.values()), tuple(planned.sizes))
     found = {}
     for name, spec in _specs(config).items():
-        if "embed" not in spec.axes:
+        if not {"embed", "rank"} & set(spec.axes):
             continue
         splits = shards.splits(mesh, spec.axes, llama.share(config, None).counts)
         parts = {axis: shards.size(mesh, over) for axis, over in zip(spec.axes, splits, strict=True)}
         layers = spec.shape[0] if spec.axes[0] == "layers" else 1
         whole = math.prod(spec.shape) // layers
         held = whole // math.prod(parts.values())
-        found[name] = _Weight(whole, held * parts["embed"], held, layers)
+        found[name] = _Weight(whole, held * parts.get("embed", 1), held, layers)
     return found

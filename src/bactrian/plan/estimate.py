@@ -10,7 +10,6 @@ second time, or of padding, is not progress.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from bactrian.model import llama
@@ -135,9 +134,7 @@ def passes(workload: Workload) -> int:
 
 
 def _adapter_weights(workload: Workload) -> int:
-    if workload.adapters is None:
-        return 0
-    adapters = llama.specs(replace(workload.config, lora=workload.adapters))["adapters"]
+    adapters = llama.specs(workload.trained).get("adapters", {})
     return sum(math.prod(spec.shape) for spec in adapters.values())
 
 

@@ -43,6 +43,11 @@ class Workload:
     adapters: llama.Lora | None = None
 
     @property
+    def trained(self) -> llama.Config:
+        """The model of an update, with its adapters."""
+        return replace(self.config, lora=self.adapters)
+
+    @property
     def updates(self) -> int:
         return len(self.plan.updates)
 
