@@ -16,7 +16,7 @@ import pytest
 
 from bactrian.model import attention
 from bactrian.model.attention import Places, blocks, sparsity
-from bactrian.model.attention.rule import visible
+from bactrian.model.attention.rule import Part, sides, visible
 
 LENGTH = 300
 
@@ -114,8 +114,8 @@ def test_blocks_that_are_skipped_are_those_that_nobody_sees_into(places: Places,
     query_block, key_block = 20, 10
     by_block = exact.reshape(len(exact), -1, query_block, LENGTH // key_block, key_block).any((2, 4))
     parts = (sparsity.seen, sparsity.seen_within_branches, sparsity.seen_shared)
-    compiled = jax.jit(lambda places: [part(places, window, query_block, key_block) for part in parts])
-    seen, within, shared = jax.device_get(compiled(places))
+    compiled = jax.jit(lambda both: [part(both, window, query_block, key_block) for part in parts])
+    seen, within, shared = jax.device_get(compiled(sides(places, Part(0, LENGTH))))
     assert not (by_block & ~seen).any(), "somebody sees into a block that is skipped"
     assert seen.sum() <= 1.2 * by_block.sum(), "hardly a block too many"
     assert np.array_equal(within | shared, seen)
@@ -127,7 +127,7 @@ def test_rows_in_any_order_are_no_worse_than_slow():
     order = np.random.default_rng(0).permutation(LENGTH)
     mixed = Places(*(field[:, order] for field in PAIRS))
     exact = np.asarray(visible(mixed, mixed, 30)).reshape(2, 15, 20, 30, 10).any((2, 4))
-    seen = jax.jit(lambda places: sparsity.seen(places, 30, 20, 10))(mixed)
+    seen = jax.jit(lambda both: sparsity.seen(both, 30, 20, 10))(sides(mixed, Part(0, LENGTH)))
     assert not (exact & ~np.asarray(seen)).any()
 
 

@@ -17,35 +17,40 @@ from typing import Any, Literal
 import jax
 
 from bactrian.model.attention import blocks, dense
-from bactrian.model.attention.rule import Places, visible
+from bactrian.model.attention.rule import Part, Places, sides, visible
 
 Implementation = Literal["blocked", "dense", "flash", "splash"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-__all__ = ["Attend", "Implementation", "Places", "over", "suited", "visible"]
+__all__ = ["Attend", "Implementation", "Part", "Places", "over", "suited", "visible"]
 
 
-def over(places: Places, window: int | None = None, implementation: Implementation = "blocked") -> Attend:
+def over(
+    places: Places, window: int | None = None, implementation: Implementation = "blocked", part: Part | None = None
+) -> Attend:
     """Attention over the rows in which these places stand, as a function of queries, keys and values.
 
     The function takes queries [B, T, H, K], keys and values [B, T, G, K], and returns [B, T, H, K] in the queries'
-    dtype, zero at padding. What depends on the places alone is worked out here, once for all layers.
+    dtype, zero at padding. With `part` queries are those of a part of the places, and so is what it returns; keys and
+    values are of whole rows, and nothing is computed but what these queries see. What depends on the places alone is
+    worked out here, once for all layers.
     """
+    part = part or Part(0, places.segments.shape[1])
     if implementation == "dense":
-        return lambda queries, keys, values: dense.attend(queries, keys, values, places, window)
+        both = sides(places, part)
+        return lambda queries, keys, values: dense.attend(queries, keys, values, both, window)
     if implementation == "blocked":
-        seen = blocks.lists(places, window)
-        return lambda queries, keys, values: blocks.attend(queries, keys, values, places, seen, window)
+        given = blocks.given(places, part, window)
+        return lambda queries, keys, values: blocks.attend(queries, keys, values, given, window)
     # Pallas loads where it is used: a CPU has no need of it.
     if implementation == "flash":
         from bactrian.model.attention import flash
 
-        padded = flash.padded(places)
-        lists = flash.blocks(padded, window)
-        return lambda queries, keys, values: flash.attend(queries, keys, values, padded, lists, window)
+        blocks_of = flash.given(places, part, window)
+        return lambda queries, keys, values: flash.attend(queries, keys, values, blocks_of, window)
     from bactrian.model.attention import splash
 
-    masks = splash.masks(splash.padded(places), window)
+    masks = splash.masks(places, part, window)
     return lambda queries, keys, values: splash.attend(queries, keys, values, masks, window)
 
 

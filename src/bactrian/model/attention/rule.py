@@ -3,9 +3,10 @@
 A token sees another when both belong to the same segment, the other does not come after it, and the other is shared by
 all branches or lies on its own branch. Padding, segment 0, sees and is seen by nobody.
 
-Shapes: B rows, Q queries, S keys.
+Shapes: B rows, T places, Q queries, S keys.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,39 @@ class Places(NamedTuple):
     segments: jax.Array
     branches: jax.Array
     positions: jax.Array
+
+
+@dataclass(frozen=True)
+class Part:
+    """The places of every row whose queries are asked for: so many of them, from the first on, which may be traced."""
+
+    first: jax.Array | int
+    count: int
+
+    def of(self, field_BT: jax.Array) -> jax.Array:
+        """What stands in these places."""
+        if self.count == field_BT.shape[1]:
+            return field_BT
+        return jax.lax.dynamic_slice_in_dim(field_BT, self.first, self.count, axis=1)
+
+
+class Sides(NamedTuple):
+    """Where queries stand, and keys, which are those of whole rows; and the first query's index in its row, int32."""
+
+    queries: Places
+    keys: Places
+    first: jax.Array
+
+
+def sides(places: Places, part: Part, query_block: int = 1, key_block: int = 1) -> Sides:
+    """Queries of a part of these rows, and keys of all, both with padding up to whole blocks."""
+    queries = Places(*(padded(part.of(field), query_block) for field in places))
+    return Sides(queries, Places(*(padded(field, key_block) for field in places)), jnp.asarray(part.first, jnp.int32))
+
+
+def padded(x_BT: jax.Array, block: int) -> jax.Array:
+    """[B, T, …] with zeros, which are padding, up to whole blocks of places."""
+    return jnp.pad(x_BT, ((0, 0), (0, -x_BT.shape[1] % block), *[(0, 0)] * (x_BT.ndim - 2)))
 
 
 def visible(

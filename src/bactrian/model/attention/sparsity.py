@@ -4,7 +4,7 @@ It is told from the extremes of each block (its first and last segment, and so o
 in which somebody is seen. In rows laid out as packing does, segment by segment and branch by branch, it names hardly
 a pair too many.
 
-Shapes: B rows, T places, N blocks of queries, M blocks of keys.
+Shapes: B rows, T places (of queries and of keys, which may be more), N blocks of queries, M blocks of keys.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bactrian.model.attention.rule import Places
+from bactrian.model.attention.rule import Sides
 
 
 class Lists(NamedTuple):
@@ -34,42 +34,50 @@ class _Range(NamedTuple):
         return before & (other.least[:, None, :] <= self.greatest[:, :, None])
 
 
-def seen(places: Places, window: int | None, query_block: int, key_block: int) -> jax.Array:
-    """Whether a block of queries sees into a block of keys, of these lengths: bool [B, N, M]; both divide T."""
+def seen(sides: Sides, window: int | None, query_block: int, key_block: int) -> jax.Array:
+    """Whether a block of queries sees into a block of keys: bool [B, N, M]; the sides are padded to these lengths."""
     lengths = (window, query_block, key_block)
-    return seen_within_branches(places, *lengths) | seen_shared(places, *lengths)
+    return seen_within_branches(sides, *lengths) | seen_shared(sides, *lengths)
 
 
-def seen_within_branches(places: Places, window: int | None, query_block: int, key_block: int) -> jax.Array:
+def seen_within_branches(sides: Sides, window: int | None, query_block: int, key_block: int) -> jax.Array:
     """The same of what lies on the query's own branch, or is shared as the query is."""
-    used_BT, codes_BT = places.segments > 0, codes(places)
-    own_BNM = _range(codes_BT, used_BT, query_block).meets(_range(codes_BT, used_BT, key_block))
-    return own_BNM & _near(places, window, query_block, key_block)
+    queries, keys = (
+        _range(codes_BT, side.segments > 0, block)
+        for codes_BT, side, block in zip(codes(sides), sides, (query_block, key_block), strict=False)
+    )
+    return queries.meets(keys) & _near(sides, window, query_block, key_block)
 
 
-def seen_shared(places: Places, window: int | None, query_block: int, key_block: int) -> jax.Array:
+def seen_shared(sides: Sides, window: int | None, query_block: int, key_block: int) -> jax.Array:
     """The same of what all branches share, seen from a branch."""
-    used_BT = places.segments > 0
-    queries = _range(places.segments, used_BT & (places.branches > 0), query_block)
-    keys = _range(places.segments, used_BT & (places.branches == 0), key_block)
-    return queries.meets(keys) & _near(places, window, query_block, key_block)
+    (segments_BT, branches_BT, _), (keys_segments_BT, keys_branches_BT, _), _ = sides
+    queries = _range(segments_BT, (segments_BT > 0) & (branches_BT > 0), query_block)
+    keys = _range(keys_segments_BT, (keys_segments_BT > 0) & (keys_branches_BT == 0), key_block)
+    return queries.meets(keys) & _near(sides, window, query_block, key_block)
 
 
-def _near(places: Places, window: int | None, query_block: int, key_block: int) -> jax.Array:
+def _near(sides: Sides, window: int | None, query_block: int, key_block: int) -> jax.Array:
     """Whether a block of keys begins before a block of queries ends, and reaches into its window: bool [B, N, M]."""
-    length = places.segments.shape[1]
-    ends_N, starts_M = jnp.arange(query_block, length + 1, query_block), jnp.arange(0, length, key_block)
+    queries, keys, first = sides
+    ends_N = first + jnp.arange(query_block, queries.segments.shape[1] + 1, query_block)
+    starts_M = jnp.arange(0, keys.segments.shape[1], key_block)
     before_BNM = (starts_M[None, :] < ends_N[:, None])[None]
     if window is None:
         return before_BNM
-    used_BT = places.segments > 0
-    first, last = _range(places.positions, used_BT, query_block).least, _range(places.positions, used_BT, key_block)
-    return before_BNM & (first[:, :, None] - last.greatest[:, None, :] < window)
+    first_BN = _range(queries.positions, queries.segments > 0, query_block).least
+    last_BM = _range(keys.positions, keys.segments > 0, key_block).greatest
+    return before_BNM & (first_BN[:, :, None] - last_BM[:, None, :] < window)
 
 
-def codes(places: Places) -> jax.Array:
-    """A number for each branch of each segment, int32 [B, T]; in order as segments are, and branches in them."""
-    return places.segments * (jnp.max(places.branches) + 1) + places.branches
+def codes(sides: Sides) -> tuple[jax.Array, jax.Array]:
+    """A number for each branch of each segment, int32 [B, T]; in order as segments are, and branches in them.
+
+    Those of queries and those of keys.
+    """
+    branches = jnp.max(sides.keys.branches) + 1
+    queries_BT, keys_BT = (side.segments * branches + side.branches for side in (sides.queries, sides.keys))
+    return queries_BT, keys_BT
 
 
 def lists(seen_NM: jax.Array) -> Lists:

@@ -6,7 +6,8 @@ the whole (the derivative of a softmax needs nothing else of the rest). On a CPU
 
 All rows lie one after another as one, so that a batch is one call whose lists of blocks lead each row into itself.
 
-Shapes: B rows, T places, H query heads, G key/value heads, K head width, P = B·T places of all rows, N blocks of a row.
+Shapes: B rows, T places, S places of keys, H query heads, G key/value heads, K head width, P places of all rows,
+N blocks of a row.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 
 from bactrian.model.attention import sparsity
 from bactrian.model.attention.interpretation import kernel
-from bactrian.model.attention.rule import Places
+from bactrian.model.attention.rule import Part, Places, padded, sides
 
 _LANES = 128  # of a TPU's vector unit: blocks are multiples of it
 _LARGEST_BLOCK = 512
@@ -57,50 +58,47 @@ class _Before:
         return seen if self.window is None else seen & (queries - keys < self.window)
 
 
-def padded(places: Places) -> Places:
-    """The places with padding up to whole blocks."""
-    return Places(*(_padded(field) for field in places))
-
-
-def masks(places: Places, window: int | None) -> Masks:
-    """What the two calls see in these padded rows."""
-    rows, length = places.segments.shape
-    block = _block(length)
-    used_BT, codes_BT = places.segments > 0, sparsity.codes(places)
-    index_BT = jnp.arange(rows * length, dtype=jnp.int32).reshape(rows, length)
+def masks(places: Places, part: Part, window: int | None) -> Masks:
+    """What the two calls see in these rows, padded up to whole blocks."""
+    blocks = _block(part.count), _block(places.segments.shape[1])
+    queries, keys, _ = found = sides(places, part, *blocks)
+    queries_codes_BT, codes_BS = sparsity.codes(found)
+    rows, length = codes_BS.shape
+    index_BS = jnp.arange(rows * length, dtype=jnp.int32).reshape(rows, length)
     # Where a branch's query would stand if its branch came right after the prompt: a window counts positions.
-    first_BT = jax.lax.cummax(
-        jnp.where(places.segments != jnp.roll(places.segments, 1, axis=1), index_BT % length, 0), 1
-    )
-    offset_BT = jnp.take_along_axis(index_BT - places.positions, first_BT, axis=1)
-    straight_BT = places.positions + offset_BT
+    first_BS = jax.lax.cummax(jnp.where(keys.segments != jnp.roll(keys.segments, 1, axis=1), index_BS % length, 0), 1)
+    straight_BS = keys.positions + jnp.take_along_axis(index_BS - keys.positions, first_BS, axis=1)
 
-    def mask(queries_BT, keys_BT, ids_BT, sequence_BT, seen_BNN) -> Mask:
-        ids_BT = ids_BT + jnp.arange(rows)[:, None] * (jnp.max(codes_BT) + 1)
-        ids = (jnp.where(queries_BT, ids_BT, _NO_QUERY), jnp.where(keys_BT, ids_BT, _NO_KEY))
+    def mask(ids: tuple[jax.Array, jax.Array], sequence_BS: jax.Array, seen_BNM: jax.Array) -> Mask:
+        # Every row has ids of its own; 0 is of what neither sees nor is seen.
+        row_B1 = jnp.arange(rows)[:, None] * (jnp.max(codes_BS) + 1)
+        apart = (jnp.where(side > 0, side + row_B1, none) for side, none in zip(ids, (_NO_QUERY, _NO_KEY), strict=True))
+        sequence_BT = padded(part.of(sequence_BS), blocks[0])
         return Mask(
-            SegmentIds(*(side.reshape(-1) for side in ids)),
-            _info(seen_BNN, sequence_BT, of_keys=False),
-            _info(seen_BNN, sequence_BT, of_keys=True),
+            SegmentIds(*(side.reshape(-1) for side in apart)),
+            _info(seen_BNM, sequence_BT, of_keys=False),
+            _info(seen_BNM, sequence_BT, of_keys=True),
         )
 
-    branch_BT, shared_BT = used_BT & (places.branches > 0), used_BT & (places.branches == 0)
-    own_seen = sparsity.seen_within_branches(places, window, block, block)
-    shared_seen = sparsity.seen_shared(places, window, block, block)
-    own = mask(used_BT, used_BT, codes_BT, index_BT, own_seen)
-    shared = mask(branch_BT, shared_BT, places.segments, straight_BT, shared_seen)
-    return Masks(own, shared, jnp.any(branch_BT))
+    own = queries_codes_BT * (queries.segments > 0), codes_BS * (keys.segments > 0)
+    shared = queries.segments * (queries.branches > 0), keys.segments * (keys.branches == 0)
+    return Masks(
+        mask(own, index_BS, sparsity.seen_within_branches(found, window, *blocks)),
+        mask(shared, straight_BS, sparsity.seen_shared(found, window, *blocks)),
+        jnp.any(shared[0] > 0),
+    )
 
 
 def attend(
-    queries_BTHK: jax.Array, keys_BTGK: jax.Array, values_BTGK: jax.Array, masks: Masks, window: int | None
+    queries_BTHK: jax.Array, keys_BSGK: jax.Array, values_BSGK: jax.Array, masks: Masks, window: int | None
 ) -> jax.Array:
-    """Attention over packed rows, [B, T, H, K]; zero at places that see nothing. `masks` are of padded rows."""
+    """Attention over packed rows, [B, T, H, K]; zero at places that see nothing."""
     rows, length, heads, width = queries_BTHK.shape
-    block = _block(length)
-    padded = (_padded(x) for x in (queries_BTHK * width**-0.5, keys_BTGK, values_BTGK))
-    flat = [x.transpose(2, 0, 1, 3).reshape(x.shape[2], -1, width) for x in padded]
-    mixed_HPK = jnp.asarray(_attend((block, window), *flat, masks))
+    blocks = _block(length), _block(keys_BSGK.shape[1])
+    arrays = zip((queries_BTHK * width**-0.5, keys_BSGK, values_BSGK), (blocks[0], blocks[1], blocks[1]), strict=True)
+    whole = (padded(x, block) for x, block in arrays)
+    flat = [x.transpose(2, 0, 1, 3).reshape(x.shape[2], -1, width) for x in whole]
+    mixed_HPK = jnp.asarray(_attend((*blocks, window), *flat, masks))
     return mixed_HPK.reshape(heads, rows, -1, width)[:, :, :length].transpose(1, 2, 0, 3)
 
 
@@ -143,14 +141,13 @@ _attend.defvjp(_forward, _backward)
 
 def _call(form, mask: Mask, queries_HPK, keys_GPK, values_GPK) -> tuple[jax.Array, jax.Array]:
     """One call's weighted mean of values [H, P, K] and log-sum-exp of scores [H, P]."""
-    block, window = form
 
     def run(interpret: bool):
         splash = kernels.SplashAttentionKernel(
             mask.of_queries,
             None,
             None,
-            **_settings(block, window, interpret),
+            **_settings(*form, interpret),
             save_residuals=True,
             residual_checkpoint_name=None,
         )
@@ -178,7 +175,6 @@ def _gradients(form, mask: Mask, *given: jax.Array) -> tuple[jax.Array, ...]:
 
     `given` are queries, keys, values, the merged mean of values, its log-sum-exp and the mean's cotangent.
     """
-    block, window = form
 
     def run(interpret: bool):
         def backward(ids, queries, keys, values, mixed, normalizers, cotangent):
@@ -189,7 +185,7 @@ def _gradients(form, mask: Mask, *given: jax.Array) -> tuple[jax.Array, ...]:
                 residual_checkpoint_name=None,
                 res=saved,
                 do=cotangent,
-                **_settings(block, window, interpret),
+                **_settings(*form, interpret),
             )
             return found[3:6]
 
@@ -198,8 +194,9 @@ def _gradients(form, mask: Mask, *given: jax.Array) -> tuple[jax.Array, ...]:
     return kernel(run)(mask.ids, *given)
 
 
-def _settings(block: int, window: int | None, interpret: bool) -> dict[str, Any]:
-    blocks: Any = [block] * 8  # of queries and of keys, in each of the three kernels
+def _settings(query_block: int, key_block: int, window: int | None, interpret: bool) -> dict[str, Any]:
+    # Of queries, and of keys that are fetched and that are computed with at once, in each of the three kernels.
+    blocks: Any = [query_block, key_block, key_block] * 2 + [query_block, key_block]
     return {
         "mask_value": _UNSEEN,
         "is_mqa": False,
@@ -210,13 +207,16 @@ def _settings(block: int, window: int | None, interpret: bool) -> dict[str, Any]
     }
 
 
-def _info(seen_BNN: jax.Array, sequence_BT: jax.Array, of_keys: bool) -> MaskInfo:
-    """Each block's list in splash's form, of all rows one after another; past its end a list repeats its last block."""
-    lists = sparsity.lists(seen_BNN.transpose(0, 2, 1) if of_keys else seen_BNN)
-    rows, count, width = lists.blocks.shape
+def _info(seen_BNM: jax.Array, sequence_BT: jax.Array, of_keys: bool) -> MaskInfo:
+    """Each block's list in splash's form, of all rows one after another; past its end a list repeats its last block.
+
+    It names blocks of the other side, of which a row has as many as the list is wide.
+    """
+    lists = sparsity.lists(seen_BNM.transpose(0, 2, 1) if of_keys else seen_BNM)
+    rows, _, width = lists.blocks.shape
     step, counts = jnp.arange(width), lists.counts[:, :, None]
     blocks = jnp.take_along_axis(lists.blocks, jnp.minimum(step, jnp.maximum(counts - 1, 0)), axis=2)
-    blocks = blocks + jnp.arange(rows)[:, None, None] * count
+    blocks = blocks + jnp.arange(rows)[:, None, None] * width
     order = (0, 2, 1) if of_keys else (0, 1, 2)
     fields: Any = [each.reshape(1, -1, width).transpose(order).astype(jnp.int32) for each in (blocks, step < counts)]
     sequence: Any = sequence_BT.reshape(-1)
@@ -225,8 +225,3 @@ def _info(seen_BNN: jax.Array, sequence_BT: jax.Array, of_keys: bool) -> MaskInf
 
 def _block(length: int) -> int:
     return min(_LARGEST_BLOCK, length + -length % _LANES)
-
-
-def _padded(x_BT: jax.Array) -> jax.Array:
-    missing = -x_BT.shape[1] % _block(x_BT.shape[1])
-    return jnp.pad(x_BT, ((0, 0), (0, missing), *[(0, 0)] * (x_BT.ndim - 2)))
