@@ -53,8 +53,15 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splash, "_LARGEST_BLOCK", 128)
 
 
-def run(implementation: attention.Implementation, places: Places, window: int | None, heads: int, dtype=jnp.float32):
-    """Attention of random numbers and its gradients."""
+def run(
+    implementation: attention.Implementation,
+    places: Places,
+    window: int | None,
+    heads: int,
+    dtype=jnp.float32,
+    parts: int = 1,
+):
+    """Attention of random numbers and its gradients; as devices that have so many parts of the places make it."""
     rows, length = places.segments.shape
     random = np.random.default_rng(3)
     queries_BTHK, keys_BTGK, values_BTGK, cotangent = (
@@ -62,11 +69,18 @@ def run(implementation: attention.Implementation, places: Places, window: int | 
     )
 
     @jax.jit
-    def both(*given):
-        output, pull = jax.vjp(attention.over(places, window, implementation), *given)
+    def both(first, queries, cotangent, keys, values):
+        part = attention.Part(first, length // parts) if parts > 1 else None
+        output, pull = jax.vjp(attention.over(places, window, implementation, part), queries, keys, values)
         return output, *pull(cotangent)
 
-    return jax.device_get(both(queries_BTHK, keys_BTGK, values_BTGK))
+    count = length // parts
+    slices = [slice(first, first + count) for first in range(0, length, count)]
+    made = [
+        both(here.start, queries_BTHK[:, here], cotangent[:, here], keys_BTGK, values_BTGK) for here in slices
+    ]
+    output, to_queries, to_keys, to_values = zip(*jax.device_get(made), strict=True)
+    return *(np.concatenate(each, axis=1) for each in (output, to_queries)), sum(to_keys), sum(to_values)
 
 
 @pytest.mark.parametrize("implementation", ["blocked", "flash", "splash"])
@@ -85,6 +99,21 @@ def run(implementation: attention.Implementation, places: Places, window: int | 
 def test_every_implementation_equals_the_dense_one(implementation, places: Places, window: int | None, heads: int):
     for found, dense in zip(
         run(implementation, places, window, heads), run("dense", places, window, heads), strict=True
+    ):
+        assert np.linalg.norm(found - dense) <= 1e-5 * np.linalg.norm(dense)
+        assert np.abs(found - dense).max() <= 1e-5 * np.abs(dense).max()
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blocked", "flash", "splash"])
+@pytest.mark.parametrize(
+    ("places", "window", "parts"),
+    [(PAIRS, None, 3), (PAIRS, 40, 2), (RANKINGS, 60, 12), (WITH_AN_EMPTY_ROW, None, 2)],
+    ids=["pairs", "pairs, window", "rankings, window", "an empty row"],
+)
+def test_parts_of_the_queries_are_together_what_all_are(implementation, places: Places, window: int | None, parts: int):
+    """Of 100, 150 and 25 places: no multiples of a block, and fewer than one."""
+    for found, dense in zip(
+        run(implementation, places, window, 4, parts=parts), run("dense", places, window, 4), strict=True
     ):
         assert np.linalg.norm(found - dense) <= 1e-5 * np.linalg.norm(dense)
         assert np.abs(found - dense).max() <= 1e-5 * np.abs(dense).max()

@@ -6,6 +6,10 @@ Each argument is a mesh, data × fsdp × sequence × tensor, a remat policy, and
 one and for SFT and DPO a line of JSON says how far off everything is, relative to the norm of what it should be, and
 whether a checkpoint written over the mesh before (over one device at first) was restored over this one.
 
+    sharded_steps.py nine 1x1x2x3:none …
+
+does so with a model of nine heads, over the first of the devices where a mesh has fewer.
+
     sharded_steps.py text 2x2x1x2:full 154
 
 prints an update of SFT over a mesh, with rows of 154 places, as XLA has compiled it.
@@ -15,7 +19,9 @@ prints an update of SFT over a mesh, with rows of 154 places, as XLA has compile
 prints what the engine answers on one device and over a mesh.
 """
 
+import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
@@ -55,7 +61,8 @@ CONFIG = llama.Config(
     output_bias=True,
 )
 LORA = llama.Lora(3, 6.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
-ROWS, PLACES = 8, 64
+NINE_HEADS = dataclasses.replace(CONFIG, hidden_size=24, intermediate_size=36, num_heads=9, num_kv_heads=3)
+ROWS, PLACES = 8, 72
 # The gradients as the optimizer is given them, kept beside its own state.
 KEEP = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
 CHAIN = optax.chain(KEEP, optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -139,10 +146,12 @@ def moved(state: State, number: int, folder: Path, computation: Computation) -> 
 
 def computed_over(argument: str) -> Computation:
     shape, remat, *more = argument.split(":")
-    sizes = meshes.sizes(Mesh(**dict(zip(meshes.AXES, map(int, shape.split("x")), strict=True))), 8)
+    counts = list(map(int, shape.split("x")))
+    sizes = meshes.sizes(Mesh(**dict(zip(meshes.AXES, counts, strict=True))), math.prod(counts))
     meshes.check(sizes, CONFIG)
     settings: dict[str, Any] = {"source": "", "compute_dtype": "float32", "remat": remat}
-    return Computation.of(Model(**settings), CONFIG, meshes.make(sizes)).adapted(LORA if more else None)
+    mesh = meshes.make(sizes, jax.devices()[: math.prod(counts)])
+    return Computation.of(Model(**settings), CONFIG, mesh).adapted(LORA if more else None)
 
 
 def compiled(computation: Computation, places: int) -> str:
@@ -193,7 +202,10 @@ def answers(argument: str) -> list[list[list[int]]]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "answers":
+    if sys.argv[1] == "nine":
+        CONFIG = NINE_HEADS
+        compare(sys.argv[2:])
+    elif sys.argv[1] == "answers":
         print(json.dumps(answers(sys.argv[2])))
     elif sys.argv[1] == "text":
         print(compiled(computed_over(sys.argv[2]), int(sys.argv[3])))

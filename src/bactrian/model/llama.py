@@ -219,7 +219,8 @@ def _forward(
 ) -> jax.Array:
     names = axes(config)
     angles = rotation(config, places.positions)
-    own = attention.over(share.whole_rows(places), config.sliding_window, compute.attention)
+    part = share.queries_part(tokens_BT.shape[1])
+    own = attention.over(share.whole_rows(places), config.sliding_window, compute.attention, part)
 
     def one_layer(hidden_BTD: jax.Array, scanned: tuple[dict[str, Parameters], Any]):
         stacked, known = scanned
@@ -241,7 +242,7 @@ def _forward(
     scanned = (stacked, None if before is None else (before.keys, before.values))
     embedding_VD = share.fetch(parameters["embedding"], names["embedding"], compute.dtype)
     hidden_BTD = share.sum_after(share.embed(embedding_VD, tokens_BT))
-    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute), hidden_BTD, scanned)
+    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute, share), hidden_BTD, scanned)
     return rms_norm(hidden_BTD, parameters["final_norm"].astype(compute.dtype), config.rms_norm_eps)
 
 
@@ -358,13 +359,14 @@ def rotate(x_BTHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return rotated.astype(x_BTHK.dtype)
 
 
-def _rematerialized(one_layer, compute: Compute):
+def _rematerialized(one_layer, compute: Compute, share: Share):
     policies = jax.checkpoint_policies
     if compute.remat == "none":
         if compute.mesh is None:
             return one_layer
-        # All is kept but the weights that were fetched, which would be those of all layers.
-        return jax.checkpoint(one_layer, policy=lambda *about, **more: not shards.is_fetch(*about, **more))
+        # All is kept but the weights that were fetched, which would be those of all layers, and keys that were gathered.
+        again = shards.is_gathered if share.gathers_keys else shards.is_fetch
+        return jax.checkpoint(one_layer, policy=lambda *about, **more: not again(*about, **more))
     if compute.remat == "full":
         return jax.checkpoint(one_layer, policy=policies.nothing_saveable)
     return jax.checkpoint(one_layer, policy=policies.save_only_these_names("product", "attention"))

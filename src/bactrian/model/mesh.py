@@ -58,19 +58,17 @@ def sizes(settings: "Settings", devices: int) -> dict[str, int]:
 
 def check(sizes: dict[str, int], config: llama.Config) -> None:
     """Raise `RecipeError`, with the arithmetic, where a model does not divide over a mesh of these sizes."""
-    tensor, sequence = sizes["tensor"], sizes["sequence"]
+    tensor = sizes["tensor"]
     _divides(
         config.hidden_size, "features of the residual stream", {axis: sizes[axis] for axis in shards.TABLE["embed"]}
     )
     _divides(config.intermediate_size, "features of the MLP", {"tensor": tensor})
-    _divides(config.num_heads, "heads", {"tensor": tensor, "sequence": sequence})
+    _divides(config.num_heads, "heads", {"tensor": tensor})
     groups = config.num_kv_heads
-    for axis, parts in (("tensor", tensor), ("sequence", sequence)):
-        if groups % parts and parts % groups:
-            shared = f"{groups} key/value heads over {axis} = {parts}"
-            fitting = [n for n in _divisors(config.num_heads) if groups % n == 0 or n % groups == 0]
-            raise RecipeError(f"mesh: {shared}: neither divides the other; {axis} can be {_listed(fitting)}")
-        groups = max(groups // parts, 1)
+    if groups % tensor and tensor % groups:
+        shared = f"{groups} key/value heads over tensor = {tensor}"
+        fitting = [n for n in _divisors(config.num_heads) if groups % n == 0 or n % groups == 0]
+        raise RecipeError(f"mesh: {shared}: neither divides the other; tensor can be {_listed(fitting)}")
 
 
 def parts(sizes: dict[str, int]) -> tuple[int, int]:

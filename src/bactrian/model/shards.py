@@ -7,9 +7,10 @@ and fsdp nothing travels but weights and their gradients, whatever the compiler 
 
 Between the layers a device holds the places that are its own among those of the axes sequence and tensor. A layer
 fetches the tensor axis's places before its products and adds up over it after them (Korthikanti et al. 2022, figure 5).
-For attention the devices of the sequence axis trade places for heads, each then having whole rows of some heads
-(Jacobs et al. 2023, DeepSpeed-Ulysses), so that any implementation of the attention rule serves, and all have the same
-to do.
+For attention the devices of the sequence axis trade places for heads, each then having whole rows of some heads, and
+all the same to do (Jacobs et al. 2023, DeepSpeed-Ulysses). Where the heads cannot be shared out so, each keeps the
+queries of its own places and gathers keys and values of the whole rows (Llama Team 2024, The Llama 3 Herd of Models,
+section 3.3.2): more travels, unless few keys serve many queries, and the last places have most to see.
 
 Shapes: B rows, T places, D hidden width, V vocabulary, H query heads, G key/value heads, K head width.
 """
@@ -23,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+
+from bactrian.model.attention import Part
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -45,6 +48,8 @@ TABLE: dict[str, tuple[str, ...]] = {
 }
 ROWS = ("batch", "places")
 HIDDEN = ("batch", "own_places")
+
+_LAYS_OUT = ("broadcast_in_dim", "pad", "reshape", "transpose")
 
 Counts = Mapping[str, int]  # how many there are to be split of what an axis's name says: heads, not their numbers
 Axes = tuple[str, ...]
@@ -78,9 +83,28 @@ def partition(mesh: Mesh, axes: Axes, counts: Counts) -> P:
     return P(*(names or None for names in splits(mesh, axes, counts)))
 
 
+def gathers_keys(sizes: Mapping[str, int], counts: Counts) -> bool:
+    """Whether a tensor part's heads do not divide over a sequence axis, or its keys' heads neither divide nor are shared.
+
+    `sizes` are the mesh's. Devices of the sequence axis then cannot trade places for heads.
+    """
+    sequence = sizes["sequence"]
+    heads, groups = (max(counts[name] // sizes["tensor"], 1) for name in ("heads", "kv_heads"))
+    return bool(heads % sequence or (groups % sequence and sequence % groups))
+
+
 def is_fetch(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Whether an operation fetches a weight: what is never kept from the forward pass for the backward one."""
     return primitive.name == "all_gather" and "fsdp" in parameters["axis_name"]
+
+
+def is_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Whether it fetches a weight, or gathers keys, or lays numbers out otherwise, as it is done with these.
+
+    Were it kept, keys of whole rows would be, of all layers, on devices that share a row because it is too long for one.
+    """
+    gathers = primitive.name == "all_gather" and {"fsdp", "sequence"} & set(parameters["axis_name"])
+    return bool(gathers) or primitive.name in _LAYS_OUT
 
 
 @dataclass(frozen=True)
@@ -139,9 +163,15 @@ class Share:
             return tree
         return jax.tree.map(lambda array: jax.lax.all_gather(array, "sequence", axis=1, tiled=True), tree)
 
+    def queries_part(self, count: int) -> Part | None:
+        """Which places `queries` are of, where a device holds so many; None for those of whole rows."""
+        if not self.gathers_keys:
+            return None
+        return Part(jax.lax.axis_index("sequence") * count, count)
+
     def queries(self, queries_BTHK: jax.Array) -> jax.Array:
-        """Whole rows of some of the heads, of a part of the places of all."""
-        if not self._splits("sequence"):
+        """Whole rows of some of the heads, of a part of the places of all; or these, where keys are gathered."""
+        if not self._splits("sequence") or self.gathers_keys:
             return queries_BTHK
         return jax.lax.all_to_all(queries_BTHK, "sequence", split_axis=2, concat_axis=1, tiled=True)
 
@@ -150,13 +180,15 @@ class Share:
         if self.mesh is None or not self._splits("sequence"):
             return keys_BTGK
         heads = keys_BTGK.shape[2]
+        if self.gathers_keys:
+            return self.whole_rows(keys_BTGK)
         if heads % self.mesh.shape["sequence"] == 0:
             return self.queries(keys_BTGK)
         return self._own(self.whole_rows(keys_BTGK), 2, heads, "sequence")
 
     def mixed(self, mixed_BTHK: jax.Array) -> jax.Array:
         """The way back from `queries`."""
-        if not self._splits("sequence"):
+        if not self._splits("sequence") or self.gathers_keys:
             return mixed_BTHK
         return jax.lax.all_to_all(mixed_BTHK, "sequence", split_axis=1, concat_axis=2, tiled=True)
 
@@ -170,6 +202,11 @@ class Share:
     def sum_over_rows(self, value: jax.Array) -> jax.Array:
         """The sum over all rows and places of what is a device's own, and the same on those that share its rows."""
         return value if self.mesh is None else jax.lax.psum(value, (*TABLE["batch"], *TABLE["places"]))
+
+    @property
+    def gathers_keys(self) -> bool:
+        """Whether attention is of a device's own places, over keys of whole rows that are gathered."""
+        return self.mesh is not None and gathers_keys(self.mesh.shape, self.counts)
 
     def vocabulary_axis(self) -> str | None:
         """The mesh axis over which the logits of a token lie."""
