@@ -59,4 +59,4 @@ def test_a_mesh_over_which_the_model_does_not_divide_is_refused_in_one_line(
     command = tiny.command("run", tiny_recipe, "mesh.tensor=8", "--run-dir", tmp_path / "run")
     done = subprocess.run(command, env=devices(tiny_cache, 8), capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: mesh: 4 heads do not divide over tensor × sequence = 8; it can be 1, 2 or 4\n"
+    assert done.stderr == "error: mesh: 4 heads do not divide over tensor = 8; it can be 1, 2 or 4\n"

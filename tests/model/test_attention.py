@@ -5,6 +5,7 @@ Shapes: B rows, T places, H query heads, G key/value heads, K head width.
 """
 
 import os
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -107,11 +108,15 @@ def test_every_implementation_equals_the_dense_one(implementation, places: Place
 @pytest.mark.parametrize("implementation", ["dense", "blocked", "flash", "splash"])
 @pytest.mark.parametrize(
     ("places", "window", "parts"),
-    [(PAIRS, None, 3), (PAIRS, 40, 2), (RANKINGS, 60, 12), (WITH_AN_EMPTY_ROW, None, 2)],
-    ids=["pairs", "pairs, window", "rankings, window", "an empty row"],
+    [
+        pytest.param(PAIRS, 40, 3, id="pairs, window"),
+        pytest.param(PAIRS, None, 2, id="pairs", marks=pytest.mark.slow),
+        pytest.param(RANKINGS, 60, 12, id="rankings, window", marks=pytest.mark.slow),
+        pytest.param(WITH_AN_EMPTY_ROW, None, 2, id="an empty row", marks=pytest.mark.slow),
+    ],
 )
 def test_parts_of_the_queries_are_together_what_all_are(implementation, places: Places, window: int | None, parts: int):
-    """Of 100, 150 and 25 places: no multiples of a block, and fewer than one."""
+    """Parts of 100, 150 and 25 places: no multiples of a block, and fewer than one."""
     for found, dense in zip(
         run(implementation, places, window, 4, parts=parts), run("dense", places, window, 4), strict=True
     ):
@@ -149,6 +154,28 @@ def test_blocks_that_are_skipped_are_those_that_nobody_sees_into(places: Places,
     assert seen.sum() <= 1.2 * by_block.sum(), "hardly a block too many"
     assert np.array_equal(within | shared, seen)
     assert shared.any() == bool(np.asarray(places.branches).any())
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("places", [PAIRS, CONVERSATIONS, RANKINGS], ids=["pairs", "conversations", "rankings"])
+def test_a_part_of_the_queries_needs_no_block_but_its_own(places: Places, window: int | None):
+    query_block, key_block = 20, 10
+
+    @partial(jax.jit, static_argnums=1)
+    def seen(first: int, count: int) -> jax.Array:
+        return sparsity.seen(sides(places, Part(first, count), query_block, key_block), window, query_block, key_block)
+
+    whole = np.asarray(seen(0, LENGTH))
+    parts = [np.asarray(seen(first, 60)) for first in range(0, LENGTH, 60)]
+    assert np.array_equal(np.concatenate(parts, axis=1), whole)
+
+    # Its last block is half padding, and none begins where a block of the row does.
+    exact = np.asarray(visible(places, places, window))[:, 125 : 125 + 50]
+    by_block = np.pad(exact, ((0, 0), (0, 10), (0, 0))).reshape(len(exact), 3, query_block, -1, key_block).any((2, 4))
+    found = np.asarray(seen(125, 50))
+    assert not (by_block & ~found).any(), "somebody sees into a block that is skipped"
+    assert found.sum() <= 1.2 * by_block.sum(), "hardly a block too many"
+    assert not found[:, :, 18:].any(), "none after the part"
 
 
 def test_rows_in_any_order_are_no_worse_than_slow():

@@ -1,6 +1,7 @@
 """Laws: a mesh uses every device, what does not divide is refused with the arithmetic, what can be split is."""
 
 import dataclasses
+import re
 from typing import Any, cast
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from bactrian.data import packing
 from bactrian.errors import RecipeError
-from bactrian.model import llama, shards
+from bactrian.model import attention, llama, shards
 from bactrian.model import mesh as meshes
 from bactrian.recipe import Mesh, Optimizer
 from bactrian.train import optimizer, trainer
@@ -72,8 +73,8 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(settings: Mesh, d
 @pytest.mark.parametrize(
     ("config", "settings", "said"),
     [
-        (SMALL, Mesh(tensor=2), "9 heads do not divide over tensor × sequence = 2; it can be 1, 3 or 9"),
-        (SMALL, Mesh(sequence=4), "9 heads do not divide over tensor × sequence = 4"),
+        (SMALL, Mesh(tensor=2), "9 heads do not divide over tensor = 2; it can be 1, 3 or 9"),
+        (SMALL, Mesh(tensor=4, sequence=2), "9 heads do not divide over tensor = 4"),
         (
             SMALL,
             Mesh(fsdp=7),
@@ -99,10 +100,49 @@ def test_a_model_that_does_not_divide_is_refused(config: llama.Config, settings:
 
 
 def test_models_that_divide_are_let_by():
-    for tensor in (1, 3):
-        meshes.check({"data": 1, "fsdp": 8, "sequence": 1, "tensor": tensor}, SMALL)
+    for sequence, tensor in ((1, 1), (1, 3), (2, 1), (4, 1), (8, 1), (2, 3), (6, 3)):
+        meshes.check({"data": 1, "fsdp": 8, "sequence": sequence, "tensor": tensor}, SMALL)
     for sequence, tensor in ((1, 16), (4, 16), (8, 8), (16, 1)):
         meshes.check({"data": 1, "fsdp": 32, "sequence": sequence, "tensor": tensor}, LARGE)
+
+
+@pytest.mark.parametrize(
+    ("config", "sequence", "tensor", "gathers"),
+    [
+        (SMALL, 1, 1, False),
+        (SMALL, 3, 1, False),
+        (SMALL, 9, 1, False),  # three devices share the keys of each head
+        (SMALL, 3, 3, False),
+        (SMALL, 2, 1, True),
+        (SMALL, 6, 1, True),
+        (SMALL, 3, 9, True),
+        (dataclasses.replace(SMALL, num_heads=6, num_kv_heads=2), 3, 1, True),  # heads divide, those of keys do not
+        (LARGE, 4, 16, False),
+        (LARGE, 8, 16, True),
+    ],
+)
+def test_keys_are_gathered_where_places_cannot_be_traded_for_heads(
+    config: llama.Config, sequence: int, tensor: int, gathers: bool
+):
+    share = llama.share(config, abstract(sequence=sequence, tensor=tensor))
+    assert share.gathers_keys == gathers
+    assert not llama.share(config, None).gathers_keys
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_gathered_keys_are_kept_of_no_layer(remat: llama.Remat):
+    """In the program of a gradient, where what is not kept from the forward pass is gathered once more."""
+    config = dataclasses.replace(SMALL, hidden_size=18, head_dim=2, vocab_size=8, intermediate_size=6)
+    compute = llama.Compute(remat=remat, attention="blocked", mesh=abstract(sequence=2))
+    integers = jax.ShapeDtypeStruct((1, 600), np.int32)
+    parameters = jax.eval_shape(lambda: llama.init(config, jax.random.PRNGKey(0)))
+
+    def total(parameters: llama.Parameters, tokens: jax.Array, places: attention.Places) -> jax.Array:
+        return llama.forward(parameters, config, tokens, places, compute).sum()
+
+    program = jax.make_jaxpr(jax.grad(total))(parameters, integers, attention.Places(*[integers] * 3))
+    gathered = re.findall(r"f32\[1,600,3,2\] = all_gather\[", str(program))
+    assert len(gathered) == 4, "keys and values, forward and backward"
 
 
 def test_every_name_of_a_parameters_axis_is_in_the_table():

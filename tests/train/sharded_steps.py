@@ -6,9 +6,9 @@ Each argument is a mesh, data × fsdp × sequence × tensor, a remat policy, and
 one and for SFT and DPO a line of JSON says how far off everything is, relative to the norm of what it should be, and
 whether a checkpoint written over the mesh before (over one device at first) was restored over this one.
 
-    sharded_steps.py nine 1x1x2x3:none …
+    sharded_steps.py nine dpo 1x1x2x3:none …
 
-does so with a model of nine heads, over the first of the devices where a mesh has fewer.
+does so with a model of nine heads, for one stage, or both as `sft+dpo`; over the first devices, where a mesh has fewer.
 
     sharded_steps.py text 2x2x1x2:full 154
 
@@ -167,9 +167,9 @@ def compiled(computation: Computation, places: int) -> str:
     return cast(Any, computation.step(objective, CHAIN, state)).lower(*given).compile().as_text()
 
 
-def compare(arguments: list[str]) -> None:
+def compare(arguments: list[str], stages: str = "sft+dpo") -> None:
     jax.config.update("jax_disable_most_optimizations", True)
-    batches = {"sft": microbatches(()), "dpo": microbatches((9, 6))}
+    batches = {name: microbatches((9, 6) if name == "dpo" else ()) for name in stages.split("+")}
     single = Computation.of(Model(source="", compute_dtype="float32"), CONFIG)
     alone, states = {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +204,7 @@ def answers(argument: str) -> list[list[list[int]]]:
 if __name__ == "__main__":
     if sys.argv[1] == "nine":
         CONFIG = NINE_HEADS
-        compare(sys.argv[2:])
+        compare(sys.argv[3:], sys.argv[2])
     elif sys.argv[1] == "answers":
         print(json.dumps(answers(sys.argv[2])))
     elif sys.argv[1] == "text":

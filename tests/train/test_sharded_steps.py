@@ -28,9 +28,9 @@ def program(*arguments: str) -> str:
     return done.stdout
 
 
-def assert_equal(meshes: list[str], *model: str) -> None:
+def assert_equal(meshes: list[str], *model: str, stages: int = 2) -> None:
     found = [json.loads(line) for line in program(*model, *meshes).splitlines()]
-    assert len(found) == 2 * len(meshes)
+    assert len(found) == stages * len(meshes)
     for line in found:
         # Of SFT loss and gradient norm, 18 parameters (or 7 adapters' A and B) and their gradients; of DPO four metrics
         # more, and the scores.
@@ -48,12 +48,13 @@ def test_an_update_over_a_mesh_is_that_of_one_device(half: int):
 
 def test_heads_that_do_not_divide_are_no_hindrance_to_sharing_a_row():
     """Nine heads, three of keys, in two parts of the places; over tensor three of each in two parts."""
-    assert_equal(["1x1x2x3:none"], "nine")
+    assert_equal(["1x1x2x3:none"], "nine", "dpo", stages=1)
 
 
 @pytest.mark.slow
 def test_nor_are_they_over_larger_meshes():
-    assert_equal(["1x4x2x1:dots", "1x2x4x1:none", "2x1x4x1:full", "1x1x8x1:none"], "nine")
+    meshes = ["1x1x2x3:full", "1x4x2x1:dots", "1x2x4x1:none", "2x1x4x1:full", "1x1x8x1:none"]
+    assert_equal(meshes, "nine", "sft+dpo")
 
 
 @pytest.mark.slow

@@ -58,14 +58,15 @@ def seen_shared(sides: Sides, window: int | None, query_block: int, key_block: i
 
 
 def _near(sides: Sides, window: int | None, query_block: int, key_block: int) -> jax.Array:
-    """Whether a block of keys begins before a block of queries ends, and reaches into its window: bool [B, N, M]."""
+    """Whether a block of keys does not begin after the last of a block of queries, and reaches into its window."""
     queries, keys, first = sides
-    ends_N = first + jnp.arange(query_block, queries.segments.shape[1] + 1, query_block)
+    used_BT = queries.segments > 0
+    index_BT = jnp.broadcast_to(first + jnp.arange(used_BT.shape[1]), used_BT.shape)
     starts_M = jnp.arange(0, keys.segments.shape[1], key_block)
-    before_BNM = (starts_M[None, :] < ends_N[:, None])[None]
+    before_BNM = starts_M <= _range(index_BT, used_BT, query_block).greatest[:, :, None]
     if window is None:
         return before_BNM
-    first_BN = _range(queries.positions, queries.segments > 0, query_block).least
+    first_BN = _range(queries.positions, used_BT, query_block).least
     last_BM = _range(keys.positions, keys.segments > 0, key_block).greatest
     return before_BNM & (first_BN[:, :, None] - last_BM[:, None, :] < window)
 
