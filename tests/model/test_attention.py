@@ -77,11 +77,13 @@ def run(
 
     count = length // parts
     slices = [slice(first, first + count) for first in range(0, length, count)]
-    made = [
-        both(here.start, queries_BTHK[:, here], cotangent[:, here], keys_BTGK, values_BTGK) for here in slices
-    ]
+    made = [both(here.start, queries_BTHK[:, here], cotangent[:, here], keys_BTGK, values_BTGK) for here in slices]
     output, to_queries, to_keys, to_values = zip(*jax.device_get(made), strict=True)
-    return *(np.concatenate(each, axis=1) for each in (output, to_queries)), sum(to_keys), sum(to_values)
+    return (
+        *(np.concatenate(each, axis=1) for each in (output, to_queries)),
+        np.sum(to_keys, axis=0),
+        np.sum(to_values, axis=0),
+    )
 
 
 @pytest.mark.parametrize("implementation", ["blocked", "flash", "splash"])
@@ -202,26 +204,29 @@ def test_each_device_has_what_compiles_there(platform: str, kind: str, expected:
     assert attention.suited(device) == expected
 
 
-def compiled_for(device, implementation: attention.Implementation) -> str:
-    """The text of attention's forward and backward pass, compiled for a device that need not be here."""
+def compiled_for(device, implementation: attention.Implementation, parts: int) -> str:
+    """The text of attention's forward and backward pass of one of so many parts of the places, compiled for a device
+    that need not be here."""
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def shaped(*shape: int, dtype=jnp.bfloat16) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     @jax.jit
-    def both(given, cotangent, places):
-        output, pull = jax.vjp(attention.over(places, None, implementation), *given)
+    def both(given, cotangent, places, first):
+        part = Part(first, 1024 // parts) if parts > 1 else None
+        output, pull = jax.vjp(attention.over(places, None, implementation, part), *given)
         return output, *pull(cotangent)
 
-    queries, keys = shaped(2, 1024, 8, 128), shaped(2, 1024, 2, 128)
+    queries, keys = shaped(2, 1024 // parts, 8, 128), shaped(2, 1024, 2, 128)
     places = Places(*[shaped(2, 1024, dtype=jnp.int32)] * 3)
-    return both.lower((queries, keys, keys), queries, places).compile().as_text() or ""
+    return both.lower((queries, keys, keys), queries, places, shaped(dtype=jnp.int32)).compile().as_text() or ""
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("slice_name", ["v5p:2x2x1", "v5e:2x2", "v4:2x2x1"])
-def test_splash_compiles_for_tpus(slice_name: str, monkeypatch: pytest.MonkeyPatch):
+def test_splash_compiles_for_tpus(slice_name: str, parts: int, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("libtpu", reason="libtpu, the compiler of TPUs, is not installed (extra: plan)")
     from jax.experimental import topologies
 
@@ -231,7 +236,7 @@ def test_splash_compiles_for_tpus(slice_name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(splash, "_LARGEST_BLOCK", 512)
     device = topologies.get_topology_desc(platform="tpu", topology_name=slice_name).devices[0]
     assert attention.suited(device) == "splash"
-    assert compiled_for(device, "splash").count("tpu_custom_call") >= 3 * 2  # three kernels, twice
+    assert compiled_for(device, "splash", parts).count("tpu_custom_call") >= 3 * 2  # three kernels, twice
 
 
 # What the compiler asks about a GPU that is not here; the numbers are those of an H100.
@@ -250,7 +255,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 @pytest.mark.slow
-def test_flash_compiles_for_gpus(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_flash_compiles_for_gpus(parts: int, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("jax_cuda12_plugin", reason="CUDA's compiler is not installed (extra: plan)")
     nvcc = pytest.importorskip("nvidia.cuda_nvcc", reason="ptxas is not installed (extra: plan)")
     from jax.experimental import topologies
@@ -262,6 +268,6 @@ def test_flash_compiles_for_gpus(monkeypatch: pytest.MonkeyPatch):
     described = {"target_config": H100, "topology": "1x1x1"}
     device = topologies.get_topology_desc(platform="cuda", topology_name="", **described).devices[0]
     assert attention.suited(device) == "flash"
-    text = compiled_for(device, "flash")
+    text = compiled_for(device, "flash", parts)
     kernels = ("branch_attention_forward", "branch_attention_to_queries", "branch_attention_to_keys")
     assert all(name in text for name in kernels)

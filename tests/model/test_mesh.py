@@ -134,7 +134,7 @@ def test_gathered_keys_are_kept_of_no_layer(remat: llama.Remat):
     """In the program of a gradient, where what is not kept from the forward pass is gathered once more."""
     config = dataclasses.replace(SMALL, hidden_size=18, head_dim=2, vocab_size=8, intermediate_size=6)
     compute = llama.Compute(remat=remat, attention="blocked", mesh=abstract(sequence=2))
-    integers = jax.ShapeDtypeStruct((1, 600), np.int32)
+    integers: Any = jax.ShapeDtypeStruct((1, 600), np.int32)
     parameters = jax.eval_shape(lambda: llama.init(config, jax.random.PRNGKey(0)))
 
     def total(parameters: llama.Parameters, tokens: jax.Array, places: attention.Places) -> jax.Array:

@@ -364,7 +364,7 @@ def _rematerialized(one_layer, compute: Compute, share: Share):
     if compute.remat == "none":
         if compute.mesh is None:
             return one_layer
-        # All is kept but the weights that were fetched, which would be those of all layers, and keys that were gathered.
+        # All is kept but weights that were fetched, and keys that were gathered, which would be those of all layers.
         again = shards.is_gathered if share.gathers_keys else shards.is_fetch
         return jax.checkpoint(one_layer, policy=lambda *about, **more: not again(*about, **more))
     if compute.remat == "full":

@@ -84,9 +84,9 @@ def partition(mesh: Mesh, axes: Axes, counts: Counts) -> P:
 
 
 def gathers_keys(sizes: Mapping[str, int], counts: Counts) -> bool:
-    """Whether a tensor part's heads do not divide over a sequence axis, or its keys' heads neither divide nor are shared.
+    """Whether the devices of the sequence axis, of a mesh of these sizes, cannot trade places for heads.
 
-    `sizes` are the mesh's. Devices of the sequence axis then cannot trade places for heads.
+    They can where the heads of a tensor part divide over them, and those of its keys do so too or are shared.
     """
     sequence = sizes["sequence"]
     heads, groups = (max(counts[name] // sizes["tensor"], 1) for name in ("heads", "kv_heads"))
@@ -99,9 +99,9 @@ def is_fetch(primitive: Any, *_: Any, **parameters: Any) -> bool:
 
 
 def is_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """Whether it fetches a weight, or gathers keys, or lays numbers out otherwise, as it is done with these.
+    """Whether an operation fetches a weight, gathers keys, or only lays numbers out, as is done with gathered ones.
 
-    Were it kept, keys of whole rows would be, of all layers, on devices that share a row because it is too long for one.
+    Kept of all layers, keys of whole rows would fill the devices that share a row because it is too long for one.
     """
     gathers = primitive.name == "all_gather" and {"fsdp", "sequence"} & set(parameters["axis_name"])
     return bool(gathers) or primitive.name in _LAYS_OUT
@@ -164,31 +164,27 @@ class Share:
         return jax.tree.map(lambda array: jax.lax.all_gather(array, "sequence", axis=1, tiled=True), tree)
 
     def queries_part(self, count: int) -> Part | None:
-        """Which places `queries` are of, where a device holds so many; None for those of whole rows."""
-        if not self.gathers_keys:
-            return None
-        return Part(jax.lax.axis_index("sequence") * count, count)
+        """Which places `queries` are of, if a device holds so many; None where they are of whole rows."""
+        return Part(jax.lax.axis_index("sequence") * count, count) if self.gathers_keys else None
 
     def queries(self, queries_BTHK: jax.Array) -> jax.Array:
-        """Whole rows of some of the heads, of a part of the places of all; or these, where keys are gathered."""
-        if not self._splits("sequence") or self.gathers_keys:
+        """Whole rows of some of the heads, of a part of the places of all; or those places, where keys are gathered."""
+        if not self._trades_heads:
             return queries_BTHK
         return jax.lax.all_to_all(queries_BTHK, "sequence", split_axis=2, concat_axis=1, tiled=True)
 
     def keys(self, keys_BTGK: jax.Array) -> jax.Array:
         """Keys or values of whole rows for the heads of `queries`."""
-        if self.mesh is None or not self._splits("sequence"):
-            return keys_BTGK
-        heads = keys_BTGK.shape[2]
         if self.gathers_keys:
             return self.whole_rows(keys_BTGK)
-        if heads % self.mesh.shape["sequence"] == 0:
+        heads = keys_BTGK.shape[2]
+        if self.mesh is None or heads % self.mesh.shape["sequence"] == 0:
             return self.queries(keys_BTGK)
         return self._own(self.whole_rows(keys_BTGK), 2, heads, "sequence")
 
     def mixed(self, mixed_BTHK: jax.Array) -> jax.Array:
         """The way back from `queries`."""
-        if not self._splits("sequence") or self.gathers_keys:
+        if not self._trades_heads:
             return mixed_BTHK
         return jax.lax.all_to_all(mixed_BTHK, "sequence", split_axis=1, concat_axis=2, tiled=True)
 
@@ -211,6 +207,10 @@ class Share:
     def vocabulary_axis(self) -> str | None:
         """The mesh axis over which the logits of a token lie."""
         return "tensor" if self._splits("tensor") else None
+
+    @property
+    def _trades_heads(self) -> bool:
+        return self._splits("sequence") and not self.gathers_keys
 
     def _splits(self, name: str) -> bool:
         return self.mesh is not None and self.mesh.shape[name] > 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice, product
 
 from bactrian.errors import DataError, RecipeError, RunFailed
-from bactrian.model import llama
+from bactrian.model import llama, shards
 from bactrian.model import mesh as meshes
 from bactrian.plan import estimate, planning, workload
 from bactrian.plan.collectives import Collective
@@ -138,10 +138,13 @@ def _collectives(work: Workload, target: Target, sizes: dict[str, int]) -> Itera
         sent = 12 * config.num_layers * hidden * (tensor - 1) / tensor
         yield Collective("all-gather", ("tensor",), group[:tensor], (), sent, work.microbatches, "", None)
     if sequence > 1:
-        width = config.num_heads + 2 * config.num_kv_heads + config.num_heads
-        sent = 3 * config.num_layers * hidden * width / config.num_heads / tensor * (sequence - 1) / sequence
-        over = group[: tensor * sequence : tensor]
-        yield Collective("all-to-all", ("sequence",), over, (), sent, work.microbatches, "", None)
+        # Forward, again and backward: keys and values to all, or a part of them, of queries and of results to each.
+        gathers = shards.gathers_keys(sizes, llama.share(config, None).counts)
+        keys = 2 * max(config.num_kv_heads / tensor, 1)
+        heads = keys if gathers else (keys + 2 * config.num_heads / tensor) / sequence
+        sent = 3 * config.num_layers * hidden * heads / config.num_heads * (sequence - 1)
+        over, kind = group[: tensor * sequence : tensor], "all-gather" if gathers else "all-to-all"
+        yield Collective(kind, ("sequence",), over, (), sent, work.microbatches, "", None)
 
 
 def _held(work: Workload, devices: int) -> float:

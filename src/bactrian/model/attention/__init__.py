@@ -8,7 +8,7 @@
     splash.py   "splash": JAX's kernel, on TPUs from v4 on
 
 Implementations differ in speed alone: each equals `dense`. All but `dense` skip the blocks that nobody sees into,
-forward and backward.
+forward and backward. Keys are of whole rows; queries may be of a part of their places, where a row is shared out.
 """
 
 from collections.abc import Callable
@@ -46,8 +46,8 @@ def over(
     if implementation == "flash":
         from bactrian.model.attention import flash
 
-        blocks_of = flash.given(places, part, window)
-        return lambda queries, keys, values: flash.attend(queries, keys, values, blocks_of, window)
+        known = flash.given(places, part, window)
+        return lambda queries, keys, values: flash.attend(queries, keys, values, known, window)
     from bactrian.model.attention import splash
 
     masks = splash.masks(places, part, window)

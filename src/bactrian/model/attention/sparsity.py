@@ -42,10 +42,9 @@ def seen(sides: Sides, window: int | None, query_block: int, key_block: int) -> 
 
 def seen_within_branches(sides: Sides, window: int | None, query_block: int, key_block: int) -> jax.Array:
     """The same of what lies on the query's own branch, or is shared as the query is."""
-    queries, keys = (
-        _range(codes_BT, side.segments > 0, block)
-        for codes_BT, side, block in zip(codes(sides), sides, (query_block, key_block), strict=False)
-    )
+    codes_BT, keys_codes_BT = codes(sides)
+    queries = _range(codes_BT, sides.queries.segments > 0, query_block)
+    keys = _range(keys_codes_BT, sides.keys.segments > 0, key_block)
     return queries.meets(keys) & _near(sides, window, query_block, key_block)
 
 

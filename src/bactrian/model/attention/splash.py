@@ -147,7 +147,7 @@ def _call(form, mask: Mask, queries_HPK, keys_GPK, values_GPK) -> tuple[jax.Arra
             mask.of_queries,
             None,
             None,
-            **_settings(*form, interpret),
+            **_settings(form, interpret),
             save_residuals=True,
             residual_checkpoint_name=None,
         )
@@ -185,7 +185,7 @@ def _gradients(form, mask: Mask, *given: jax.Array) -> tuple[jax.Array, ...]:
                 residual_checkpoint_name=None,
                 res=saved,
                 do=cotangent,
-                **_settings(*form, interpret),
+                **_settings(form, interpret),
             )
             return found[3:6]
 
@@ -194,7 +194,8 @@ def _gradients(form, mask: Mask, *given: jax.Array) -> tuple[jax.Array, ...]:
     return kernel(run)(mask.ids, *given)
 
 
-def _settings(query_block: int, key_block: int, window: int | None, interpret: bool) -> dict[str, Any]:
+def _settings(form, interpret: bool) -> dict[str, Any]:
+    query_block, key_block, window = form
     # Of queries, and of keys that are fetched and that are computed with at once, in each of the three kernels.
     blocks: Any = [query_block, key_block, key_block] * 2 + [query_block, key_block]
     return {
