@@ -49,7 +49,7 @@ TABLE: dict[str, tuple[str, ...]] = {
 ROWS = ("batch", "places")
 HIDDEN = ("batch", "own_places")
 
-_LAYS_OUT = ("broadcast_in_dim", "pad", "reshape", "transpose")
+_LAYS_OUT = ("broadcast_in_dim", "dynamic_slice", "pad", "reshape", "transpose")
 
 Counts = Mapping[str, int]  # how many there are to be split of what an axis's name says: heads, not their numbers
 Axes = tuple[str, ...]
