@@ -60,8 +60,9 @@ CONFIG = llama.Config(
     qk_norm=True,
     output_bias=True,
 )
+if sys.argv[1:2] == ["nine"]:
+    CONFIG = dataclasses.replace(CONFIG, hidden_size=24, intermediate_size=36, num_heads=9, num_kv_heads=3)
 LORA = llama.Lora(3, 6.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
-NINE_HEADS = dataclasses.replace(CONFIG, hidden_size=24, intermediate_size=36, num_heads=9, num_kv_heads=3)
 ROWS, PLACES = 8, 72
 # The gradients as the optimizer is given them, kept beside its own state.
 KEEP = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
@@ -203,7 +204,6 @@ def answers(argument: str) -> list[list[list[int]]]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "nine":
-        CONFIG = NINE_HEADS
         compare(sys.argv[3:], sys.argv[2])
     elif sys.argv[1] == "answers":
         print(json.dumps(answers(sys.argv[2])))

@@ -53,7 +53,7 @@ def test_heads_that_do_not_divide_are_no_hindrance_to_sharing_a_row():
 
 @pytest.mark.slow
 def test_nor_are_they_over_larger_meshes():
-    meshes = ["1x1x2x3:full", "1x4x2x1:dots", "1x2x4x1:none", "2x1x4x1:full", "1x1x8x1:none"]
+    meshes = ["1x1x2x3:full", "1x4x2x1:dots:lora", "1x2x4x1:none", "2x1x4x1:full", "1x1x8x1:none"]
     assert_equal(meshes, "nine", "sft+dpo")
 
 
