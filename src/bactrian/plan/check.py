@@ -121,19 +121,22 @@ def _gathers(planned: Planned, kind: Kind) -> list[str]:
             layers[weight.fetched] += weight.layers
             split |= {weight.fetched} if weight.is_split else set()
     gathered: defaultdict[int, float] = defaultdict(float)
+    perhaps: defaultdict[int, float] = defaultdict(float)
     for each in planned.steps[kind].collectives:
-        # The compiler may write one as an all-reduce, of parts that are zero where they are another's.
+        # The compiler may write one as an all-reduce, of parts that are zero where they are another's, and not say so;
+        # and put several together under the name of one of them.
         is_gather = each.kind == "all-gather" or each.op_name.endswith("/all_gather")
-        is_of_weights = _is_over_rows(each) or ("sequence" in each.axes and _is_fetch(each))
-        for array in each.arrays if is_gather and is_of_weights else ():
-            gathered[collectives.elements(array)] += each.times
+        is_of_weights = is_gather and (_is_over_rows(each) or ("sequence" in each.axes and _is_fetch(each)))
+        if is_gather or not each.op_name:
+            for array in each.arrays:
+                (gathered if is_of_weights else perhaps)[collectives.elements(array)] += each.times
     found = []
     for count, once in layers.items():
         most = once * _PASSES[kind] * microbatches
         times = f"weights of {count:,} elements are gathered {gathered[count]:,.0f} times"
         if gathered[count] > most + 0.5:
             found.append(f"{times}; {most:,.0f} are enough")
-        elif count in split and gathered[count] < once - 0.5:
+        elif count in split and gathered[count] + perhaps[count] < once - 0.5:
             found.append(f"{times}; {once:,} are needed at least: the compiled text was misread")
     return found
 

@@ -4,6 +4,7 @@ A process of its own, because the memory report is asked for by an environment v
 compiler without its device may end the process that calls it, and to give the memory back.
 """
 
+import math
 import os
 import pickle
 import shutil
@@ -106,8 +107,10 @@ def devices(target: Target) -> Any:
         described = {"target_config": gpus.describe(target.chip), "topology": shape}
         return topologies.get_topology_desc(platform="cuda", topology_name="", **described).devices
     name = f"{_TOPOLOGIES.get(target.chip.name, target.chip.name)}:{'x'.join(map(str, target.torus))}"
-    # As JAX runs a v4: both cores of a chip as one device.
-    config = {"chip_config_name": "megacore"} if target.chip.name == "v4" else {}
+    # As JAX runs a v4: both cores of a chip as one device. A chip alone has a host of its own, which is not the rule.
+    config: dict[str, Any] = {"chip_config_name": "megacore"} if target.chip.name == "v4" else {}
+    if math.prod(target.torus) == 1:
+        config["chips_per_host_bounds"] = (1, 1, 1)
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **config).devices
 
 
