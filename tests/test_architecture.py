@@ -28,7 +28,7 @@ ORDER = [
     "data.binarize data.sources data.screen data.screens",
     "model.hub model.attention model.safetensors_file data.sharing",
     "data.workers data.tokenizing data.corpus data.packing model.prefix model.shards",
-    "data.questions model.llama model.logprobs model.likelihood train.moments train.rounding",
+    "data.questions model.llama model.logprobs model.likelihood model.rounding train.moments",
     "model.gguf_weights model.hf_config model.mesh",
     "model.tensors",
     "data.mixture model.weights model.lora model.decoding train.optimizer",

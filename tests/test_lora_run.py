@@ -2,20 +2,24 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
 
 from bactrian import recipe as recipes
+from bactrian.data import tokenizer as tokenizers
 from bactrian.errors import Preempted
 from bactrian.model import weights
 from bactrian.run import Run
 from bactrian.stage import Training
 
-SETTINGS = ["sft.lora.rank=8", "sft.optimizer.learning_rate=3e-2", "sft.epochs=2", "dpo.epochs=1", "evaluation={}"]
-SETTINGS += ["dpo.lora={rank = 4, targets = ['q_proj', 'v_proj']}", "dpo.optimizer.learning_rate=3e-2"]
+FILE = "adapter_model.safetensors"
+SETTINGS = ["sft.lora.rank=8", "sft.optimizer.learning_rate=3e-2", "sft.epochs=2", "evaluation={}"]
+SETTINGS += ["dpo.lora={rank = 4, targets = ['v_proj', 'down_proj']}", "dpo.optimizer.learning_rate=2e-2"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,9 @@ def test_each_stage_ends_with_its_adapters_merged(whole: Path, tiny_recipe: Path
             if not np.array_equal(value.numpy(), before[name].numpy()):
                 changed.add(name.split(".")[-2])
         assert changed == set(about["target_modules"])
+    drawn = [safetensors.numpy.load_file(whole / "checkpoints" / s / "adapter" / FILE) for s in bases]
+    name = next(each for each in drawn[1] if each.endswith("layers.0.self_attn.v_proj.lora_A.weight"))
+    assert np.abs(drawn[0][name][:4] - drawn[1][name]).max() > 0.1, "each stage draws its own"
     assert not list((whole / "checkpoints").rglob(".*"))
 
 
@@ -57,7 +64,7 @@ def test_it_learns_and_says_what_it_trained(whole: Path):
     held = [row["loss"] for row in rows["sft"] if row["kind"] == "heldout"]
     assert evaluation["sft_loss"]["sft"] == pytest.approx(held[-1], rel=1e-5)
     card = (whole / "export" / "README.md").read_text()
-    assert re.search(r"LoRA.*rank 8, alpha 16, of q_proj, .*down_proj.*rank 4, alpha 16, of q_proj, v_proj", card)
+    assert re.search(r"LoRA.*rank 8, alpha 16, of q_proj, .*down_proj.*rank 4, alpha 16, of v_proj, down_proj", card)
 
 
 @pytest.mark.slow
@@ -98,4 +105,14 @@ def test_cut_short_it_ends_the_same(
 def test_what_cannot_be_is_refused(settings: list[str], said: str, tiny_recipe: Path, tmp_path: Path):
     done = tiny.call("run", tiny_recipe, *settings, "--run-dir", tmp_path / "run")
     assert done.code == 2 and said in done.err, done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tiny_recipe: Path, tmp_path: Path, in_tiny_cache: None):
+    base = Path(recipes.load(tiny_recipe).model.source)
+    shutil.copytree(base, tmp_path / "base")
+    tokenizers.save(tokenizers.load(base).add_tokens(("<|tool|>",)), tmp_path / "base", 512)
+    settings = [*SETTINGS, f"model.source={tmp_path / 'base'}", "--run-dir", tmp_path / "run"]
+    done = tiny.call("run", tiny_recipe, *settings)
+    assert done.code == 2 and "sft.lora learns no embeddings, and the tokenizer has" in done.err, done.err
     assert not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
 from bactrian.hosts import ALONE, Hosts
 from bactrian.inference.engine import Engine
-from bactrian.model import hf_config, llama, lora, weights
+from bactrian.model import hf_config, hub, llama, lora, weights
 from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
 from bactrian.prepare import Parts, Prepared, check_positions, prepare
@@ -64,11 +64,14 @@ def prepare_stage(recipe: Recipe, name: StageName | None) -> tuple[Assistant, Pr
 
 @dataclass
 class Model:
-    """Parameters somewhere along the run, where they come from, and the fingerprint of the file that holds them."""
+    """Parameters somewhere along the run, under the fingerprint of the file that holds them.
+
+    published: where others load the model from, a folder, or its name on the Hub with a revision.
+    """
 
     label: str
     parameters: Parameters
-    source: str
+    published: tuple[str, str | None]
     fingerprint: str
 
 
@@ -101,6 +104,7 @@ class Pipeline:
             name: prepare(name, stage, base.chat(recipe.model.chat, stage.learn), recipe.seed, cache_root(), parts)
             for name, stage in recipe.stages().items()
         }
+        _refuse_unlearnt_tokens(base, next(iter(recipe.stages().items())))
         hosts.wait("the data is ready")
         account = {"weights": _fingerprint(base.path, hosts), "prompts": evidence.fingerprint(prompts)}
         account |= {name: stage.ledger() for name, stage in prepared.items()}
@@ -143,7 +147,8 @@ class Pipeline:
 
     def _train(self) -> None:
         parameters = self.base.parameters(self.recipe.model.parameters, self.computation.compute.mesh)
-        model = Model("base", parameters, self.recipe.model.source, _fingerprint(self.base.path, self.hosts))
+        published = hub.on_the_hub(self.recipe.model.source) or (str(self.base.path.resolve()), None)
+        model = Model("base", parameters, published, _fingerprint(self.base.path, self.hosts))
         base_pairs = self._pair_logprobs(model)
         self._measure(model, base_pairs)
         for name in self.prepared:
@@ -164,16 +169,29 @@ class Pipeline:
             adapters = adapters_of(prepared.settings)
             computation = self.computation.adapted(adapters)
             heldout = None if prepared.heldout is None else Heldout(prepared, computation, held_references)
-            given = (computation, references, heldout, self.trackers, self.recipe.seed)
-            parameters = Training(self.run, prepared, *given).execute(start.parameters)
+            # Of another seed in each stage: the same adapters would be drawn again.
+            start_key, merge_key = jax.random.split(
+                jax.random.fold_in(jax.random.key(self.recipe.seed), recipes.STAGES.index(name))
+            )
+            training = Training(
+                self.run,
+                prepared,
+                computation,
+                self.computation.score,
+                references,
+                heldout,
+                self.trackers,
+                start_key,
+            )
+            parameters = training.execute(start.parameters)
             if adapters is not None:
-                folder, base = self.run.checkpoints(name) / "adapter", start.source.removeprefix("hf:")
-                weights.save_adapters(folder, computation.config, parameters, base)
-                parameters = lora.merged(computation.config, parameters)
+                folder = self.run.checkpoints(name) / "adapter"
+                weights.save_adapters(folder, computation.config, parameters, *start.published)
+                parameters = lora.merged(computation.config, parameters, merge_key)
             assistants.save(final, self.base, parameters, self.chat, kept_as)
         else:
             parameters = self._load(final, kept_as)
-        return Model(name, parameters, str(final), _fingerprint(final, self.hosts))
+        return Model(name, parameters, (str(final.resolve()), None), _fingerprint(final, self.hosts))
 
     def _load(self, folder: Path, dtype: Dtype) -> Parameters:
         mesh = self.computation.compute.mesh
@@ -254,6 +272,16 @@ def _find(recipe: Recipe) -> Assistant:
                 f"give the config.json of that model"
             )
     return base
+
+
+def _refuse_unlearnt_tokens(base: Assistant, first: tuple[StageName, Stage]) -> None:
+    """A stage that trains adapters alone learns no embeddings: the model that it begins with has to have them all."""
+    (name, stage), stored = first, weights.read_config(base.path).vocab_size
+    if stage.lora is not None and base.config.vocab_size > stored:
+        raise RecipeError(
+            f"{name}.lora learns no embeddings, and the tokenizer has {base.config.vocab_size} tokens where the model "
+            f"has {stored}; train the whole model first, or take a tokenizer of its own"
+        )
 
 
 def _refuse_changed_inputs(run: Run, account: dict[str, Any]) -> None:

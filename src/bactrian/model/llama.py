@@ -53,7 +53,10 @@ class Lora:
 
 @dataclass(frozen=True)
 class Config:
-    """The architecture of one model. Sizes are counts; `rms_norm_eps` and `rope_theta` are the model's own."""
+    """The architecture of one model. Sizes are counts; `rms_norm_eps` and `rope_theta` are the model's own.
+
+    `lora`: adapters beside its matrices, while they are trained.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -232,13 +235,13 @@ def _forward(
             return prefixes.attend(queries, keys, values, places, config.sliding_window, layers_own)
 
         layer = {
-            name: share.fetch(weight, names[part][name][1:], compute.dtype)
-            for part, weights in stacked.items()
+            name: share.fetch(weight, names[tree][name][1:], compute.dtype)
+            for tree, weights in stacked.items()
             for name, weight in weights.items()
         }
         return _layer(layer, config, hidden_BTD, angles, attend, share), None
 
-    stacked = {part: parameters[part] for part in ("layers", "adapters") if part in names}
+    stacked = {tree: parameters[tree] for tree in ("layers", "adapters") if tree in names}
     scanned = (stacked, None if before is None else (before.keys, before.values))
     embedding_VD = share.fetch(parameters["embedding"], names["embedding"], compute.dtype)
     hidden_BTD = share.sum_after(share.embed(embedding_VD, tokens_BT))

@@ -64,7 +64,8 @@ class Source(NamedTuple):
 
 
 def of(config: llama.Config) -> dict[str, Tensor]:
-    """Every tensor of the files by Hugging Face name, in the order that they are written in."""
+    """Every tensor of the files by Hugging Face name, in the order that they are written in; adapters are merged."""
+    assert config.lora is None, "adapters are merged before a model is written"
     specs = llama.specs(config)
     layers = specs.pop("layers")
     tensors = {_WHOLE["embedding"]: Tensor(("embedding",), None, specs.pop("embedding").shape)}

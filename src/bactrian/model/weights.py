@@ -108,11 +108,13 @@ def save(
     _move_in(folder / "model.incoming", folder)
 
 
-def save_adapters(folder: Path, config: llama.Config, parameters: llama.Parameters, base: str) -> None:
+def save_adapters(
+    folder: Path, config: llama.Config, parameters: llama.Parameters, base: str, revision: str | None = None
+) -> None:
     """Write the adapters among the parameters as PEFT reads them, float32; the folder is there whole or not at all.
 
-    `base` names the model that they belong to. Where there are several processes all must call, and the first one
-    writes.
+    `base` is a folder, or with a revision a name on the Hub: the model that they belong to. Where there are several
+    processes all must call, and the first one writes.
     """
     assert config.lora is not None
     named = tensors.of_adapters(config)
@@ -128,6 +130,7 @@ def save_adapters(folder: Path, config: llama.Config, parameters: llama.Paramete
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": config.lora.rank,
         "lora_alpha": config.lora.alpha,
         "lora_dropout": 0.0,

@@ -62,7 +62,7 @@ def remarks(planned: Planned) -> list[str]:
     XLA's compiler for TPUs mostly adds them up whole, at twice the traffic, and each device then keeps its part; and it
     gathers small weights by adding up what is zero but for each device's part.
     """
-    weights = [weight for weight in _weights(planned).values() if weight.is_split]
+    weights = [weight for weight in _weights(planned, "train").values() if weight.is_split]
     whole = {count for weight in weights for count in (weight.fetched, weight.fetched * weight.layers)}
     in_vain = 0.0
     for each in planned.train.collectives:
@@ -75,7 +75,7 @@ def remarks(planned: Planned) -> list[str]:
 
 
 def _strangers(planned: Planned, kind: Kind) -> list[str]:
-    weights = _weights(planned).values()
+    weights = _weights(planned, kind).values()
     counts = {count * many for weight in weights for count in weight.parts for many in (1, weight.layers)}
     found = []
     for each in filter(_is_over_rows, planned.steps[kind].collectives):
@@ -116,8 +116,8 @@ def _gathers(planned: Planned, kind: Kind) -> list[str]:
     microbatches = planned.workload.microbatches if kind == "train" else 1
     layers: Counter[int] = Counter()
     split: set[int] = set()
-    for (first, *_), weight in _weights(planned).items():
-        if first == "layers":
+    for (first, *_), weight in _weights(planned, kind).items():
+        if first in ("layers", "adapters"):
             layers[weight.fetched] += weight.layers
             split |= {weight.fetched} if weight.is_split else set()
     gathered: defaultdict[int, float] = defaultdict(float)
@@ -127,17 +127,17 @@ def _gathers(planned: Planned, kind: Kind) -> list[str]:
         # and put several together under the name of one of them.
         is_gather = each.kind == "all-gather" or each.op_name.endswith("/all_gather")
         is_of_weights = is_gather and (_is_over_rows(each) or ("sequence" in each.axes and _is_fetch(each)))
-        if is_gather or not each.op_name:
+        if is_gather or (not each.op_name and set(shards.TABLE["embed"]) & set(each.axes)):
             for array in each.arrays:
                 (gathered if is_of_weights else perhaps)[collectives.elements(array)] += each.times
     found = []
     for count, once in layers.items():
         most = once * _PASSES[kind] * microbatches
-        times = f"weights of {count:,} elements are gathered {gathered[count]:,.0f} times"
+        said, read = f"weights of {count:,} elements are gathered", gathered[count] + perhaps[count]
         if gathered[count] > most + 0.5:
-            found.append(f"{times}; {most:,.0f} are enough")
-        elif count in split and gathered[count] + perhaps[count] < once - 0.5:
-            found.append(f"{times}; {once:,} are needed at least: the compiled text was misread")
+            found.append(f"{said} {gathered[count]:,.0f} times; {most:,.0f} are enough")
+        elif count in split and read < once - 0.5:
+            found.append(f"{said} {read:,.0f} times; {once:,} are needed at least: the compiled text was misread")
     return found
 
 
@@ -159,9 +159,10 @@ def _specs(config: llama.Config) -> dict[tuple[str, ...], llama.Spec]:
     return {tuple(str(key.key) for key in path): spec for path, spec in flat}
 
 
-def _weights(planned: Planned) -> dict[tuple[str, ...], _Weight]:
-    """The matrices over the plan's mesh, which are what is split over its rows, and adapters; vectors are not."""
-    config = planned.workload.trained
+def _weights(planned: Planned, kind: Kind) -> dict[tuple[str, ...], _Weight]:
+    """The matrices over the plan's mesh, which are what is split over its rows; vectors are not. Adapters are of an
+    update alone."""
+    config = planned.workload.trained if kind == "train" else planned.workload.config
     mesh: Any = AbstractMesh(tuple(planned.sizes.values()), tuple(planned.sizes))
     found = {}
     for name, spec in _specs(config).items():

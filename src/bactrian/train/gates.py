@@ -1,7 +1,7 @@
 """What must hold at the first step; a run in which it does not says why and stops.
 
-Together they cost a forward pass of one microbatch, through the program that the reference pass has compiled, and one
-of a few short rows.
+Together they cost a forward pass of one microbatch, through the program that the reference pass has compiled (with
+adapters one more, through the program of held-out scores), and one of a few short rows.
 """
 
 import math
@@ -69,19 +69,26 @@ def check_packing(
             raise GateFailed(f"example {example} has log-probability {first[example]} packed and {alone} alone")
 
 
-def check_reference(first: dict[int, np.ndarray], references: np.ndarray, tolerance: float = 0.0) -> None:
-    """On the first rows the policy is the reference, and the loss there is ln 2.
-
-    Exactly, or to a tolerance where another program computed the one than the other, as with adapters.
-    """
+def check_reference(first: dict[int, np.ndarray], references: np.ndarray) -> None:
+    """On the first rows the policy is the reference, exactly, and the loss is ln 2."""
     for example, values in first.items():
-        if not np.allclose(values, references[example], rtol=tolerance, atol=tolerance):
+        if not np.array_equal(values, references[example]):
             raise GateFailed(
                 f"example {example}: the policy's log-probabilities are {values}, the reference's "
                 f"{references[example]}; they must be equal before the first step: remove the cache's references/"
             )
-        loss, _ = preference.dpo(references[example], references[example], 1.0)
+        loss, _ = preference.dpo(values, references[example], 1.0)
         check_first_loss(float(loss), "float32")
+
+
+def check_adapters(first: dict[int, np.ndarray], plain: dict[int, np.ndarray], dtype: str) -> None:
+    """Fresh adapters change nothing: with them and without the first rows have the same log-probabilities."""
+    for example, values in first.items():
+        if not np.allclose(values, plain[example], rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]):
+            raise GateFailed(
+                f"example {example} has log-probability {values} with fresh adapters and {plain[example]} without; "
+                f"they must change nothing before the first step"
+            )
 
 
 def check_first_loss(loss: float, dtype: str) -> None:

@@ -16,7 +16,7 @@ import optax
 
 from bactrian.data.records import Batch
 from bactrian.errors import Diverged
-from bactrian.train import rounding
+from bactrian.model import rounding
 
 Parameters = Any  # a dict, whatever is in it
 

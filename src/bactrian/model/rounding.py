@@ -15,13 +15,15 @@ def apply_updates(parameters: Any, changes: Any, number: jax.Array) -> Any:
     """The parameters with their changes added, in their own dtypes; `number` counts the updates made before."""
     leaves, tree = jax.tree.flatten(parameters)
     key = jax.random.fold_in(jax.random.key(0), number)
-    changed = []
-    for index, (leaf, change) in enumerate(zip(leaves, jax.tree.leaves(changes), strict=True)):
-        if leaf.dtype == jnp.bfloat16:
-            changed.append(stochastic(leaf.astype(jnp.float32) + change, jax.random.fold_in(key, index)))
-        else:
-            changed.append((leaf + change).astype(leaf.dtype))
-    return jax.tree.unflatten(tree, changed)
+    each = enumerate(zip(leaves, jax.tree.leaves(changes), strict=True))
+    return jax.tree.unflatten(tree, [add(leaf, change, jax.random.fold_in(key, n)) for n, (leaf, change) in each])
+
+
+def add(parameter: jax.Array, change: jax.Array, key: jax.Array) -> jax.Array:
+    """One parameter with its change added, in its own dtype."""
+    if parameter.dtype == jnp.bfloat16:
+        return stochastic(parameter.astype(jnp.float32) + change, key)
+    return (parameter + change).astype(parameter.dtype)
 
 
 def stochastic(values: jax.Array, key: jax.Array) -> jax.Array:

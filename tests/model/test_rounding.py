@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bactrian.train import rounding
+from bactrian.model import rounding
 
 
 def test_it_rounds_to_a_neighbour_and_on_average_not_at_all():
