@@ -245,7 +245,7 @@ def _forward(
     scanned = (stacked, None if before is None else (before.keys, before.values))
     embedding_VD = share.fetch(parameters["embedding"], names["embedding"], compute.dtype)
     hidden_BTD = share.sum_after(share.embed(embedding_VD, tokens_BT))
-    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute, share), hidden_BTD, scanned)
+    hidden_BTD, _ = jax.lax.scan(_rematerialized(one_layer, compute, share, config.lora), hidden_BTD, scanned)
     return rms_norm(hidden_BTD, parameters["final_norm"].astype(compute.dtype), config.rms_norm_eps)
 
 
@@ -322,10 +322,11 @@ def _project(x_BTD: jax.Array, layer: Parameters, name: str, bias_F: jax.Array |
     projected = x_ND @ layer[name]
     if bias_F is not None:
         projected = projected + bias_F
-    if lora is not None and name in lora.targets:
-        projected = projected + (lora.alpha / lora.rank * (x_ND @ layer[f"{name}_a"])) @ layer[f"{name}_b"]
-    # Kept by the remat policy "dots", with what was added to it.
-    return checkpoint_name(projected, "product").reshape(*x_BTD.shape[:-1], -1)
+    if lora is not None:
+        if name in lora.targets:
+            projected = projected + (lora.alpha / lora.rank * (x_ND @ layer[f"{name}_a"])) @ layer[f"{name}_b"]
+        projected = checkpoint_name(projected, "product")
+    return projected.reshape(*x_BTD.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, axis: int = -1) -> jax.Array:
@@ -362,7 +363,7 @@ def rotate(x_BTHK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return rotated.astype(x_BTHK.dtype)
 
 
-def _rematerialized(one_layer, compute: Compute, share: Share):
+def _rematerialized(one_layer, compute: Compute, share: Share, lora: Lora | None):
     policies = jax.checkpoint_policies
     if compute.remat == "none":
         if compute.mesh is None:
@@ -372,7 +373,12 @@ def _rematerialized(one_layer, compute: Compute, share: Share):
         return jax.checkpoint(one_layer, policy=lambda *about, **more: not again(*about, **more))
     if compute.remat == "full":
         return jax.checkpoint(one_layer, policy=policies.nothing_saveable)
-    return jax.checkpoint(one_layer, policy=policies.save_only_these_names("product", "attention"))
+    if lora is not None:
+        # Each product once, with what its adapter adds: both products of one are not kept beside it.
+        return jax.checkpoint(one_layer, policy=policies.save_only_these_names("product", "attention"))
+    products = policies.dots_with_no_batch_dims_saveable
+    attention_too = policies.save_from_both_policies(products, policies.save_only_these_names("attention"))
+    return jax.checkpoint(one_layer, policy=attention_too)
 
 
 def _is_spec(node: Any) -> bool:
