@@ -33,6 +33,7 @@ def heeded() -> Iterator[None]:
     """While this lasts a notice sends this process SIGTERM, once, after a line that says why."""
     listening = _Listening()
     try:
+        listening.start()
         yield
     finally:
         listening.end()
@@ -46,8 +47,12 @@ class _Listening:
         self._lock = threading.Lock()
         self._sockets: dict[str, socket.socket] = {}
         self._threads = [threading.Thread(target=self._run, args=(key,), daemon=True) for key in _NOTICES]
-        for thread in self._threads:
-            thread.start()
+
+    def start(self) -> None:
+        """Listen; no notice comes before all threads run, since its signal may end whatever is under way."""
+        with self._lock:
+            for thread in self._threads:
+                thread.start()
 
     def end(self) -> None:
         """Listen no longer; after this no signal is sent."""
@@ -57,7 +62,8 @@ class _Listening:
                 with suppress(OSError):
                     waiting.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(_PARTING)
+            if thread.is_alive():  # as it is unless `start` was cut short
+                thread.join(_PARTING)
 
     def _run(self, key: str) -> None:
         notice, meaning = _NOTICES[key]
