@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import tiny
+
+from bactrian.run import Run
+
+TOLERANCE = 1e-3  # after 30 updates at a high learning rate, summed in another order
 
 
 class Ended(NamedTuple):
@@ -64,3 +69,14 @@ def wait_for(moment: Callable[[], bool], processes: list[subprocess.Popen]) -> N
                 process.kill()
             raise AssertionError(f"the moment never came: {[process.communicate()[1] for process in processes]}")
         time.sleep(0.01)
+
+
+def assert_same_curve(folder: Path, other: Path, stages: tuple[str, ...] = ("sft", "dpo")) -> None:
+    """The same steps with the same tokens and, to rounding, the same losses."""
+    expected = [row for row in Run(other).metrics() if row["stage"] in stages]
+    found = Run(folder).metrics()
+    assert [(row["stage"], row["kind"], row["step"], row["tokens"]) for row in found] == [
+        (row["stage"], row["kind"], row["step"], row["tokens"]) for row in expected
+    ]
+    for row, other_row in zip(found, expected, strict=True):
+        assert row["loss"] == pytest.approx(other_row["loss"], rel=TOLERANCE), (row, other_row)

@@ -16,8 +16,6 @@ from bactrian.errors import Preempted
 from bactrian.hosts import Hosts
 from bactrian.run import Run
 
-TOLERANCE = 1e-3  # after 30 updates at a high learning rate, summed in another order
-
 
 def test_one_process_is_its_own_first():
     alone = Hosts()
@@ -101,23 +99,12 @@ def train_steps(folder: Path) -> int:
     return sum(row["kind"] == "train" for row in Run(folder).metrics())
 
 
-def assert_same_curve(folder: Path, other: Path, stages: tuple[str, ...] = ("sft", "dpo")) -> None:
-    """The same steps with the same tokens and, to rounding, the same losses."""
-    expected = [row for row in Run(other).metrics() if row["stage"] in stages]
-    found = Run(folder).metrics()
-    assert [(row["stage"], row["kind"], row["step"], row["tokens"]) for row in found] == [
-        (row["stage"], row["kind"], row["step"], row["tokens"]) for row in expected
-    ]
-    for row, other_row in zip(found, expected, strict=True):
-        assert row["loss"] == pytest.approx(other_row["loss"], rel=TOLERANCE), (row, other_row)
-
-
 def test_two_processes_train_as_one(tmp_path: Path, tiny_recipe: Path, tiny_run: Path, tiny_cache: Path):
     arguments = tiny.command("sft", tiny_recipe, "evaluation={}", "--run-dir", tmp_path / "run")
     ended = many_hosts.finish(many_hosts.start(arguments, tiny_cache, 2))
     assert [each.code for each in ended] == [0, 0], ended
     assert "done:" in ended[0].err and "done:" not in ended[1].err
-    assert_same_curve(tmp_path / "run", tiny_run, ("sft",))
+    many_hosts.assert_same_curve(tmp_path / "run", tiny_run, ("sft",))
     for name in ("config.json", "model.safetensors", "README.md"):
         assert (tmp_path / "run" / "export" / name).is_file()
 
@@ -165,7 +152,7 @@ def test_where_one_is_killed_the_others_stop_and_another_number_goes_on(
     others = many_hosts.finish(many_hosts.start(command, cache, *then))
     assert [each.code for each in others] == [0] * then[0], others
     assert "sft: resuming after step" in others[0].err
-    assert_same_curve(folder, tiny_run)
+    many_hosts.assert_same_curve(folder, tiny_run)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import many_hosts
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -30,24 +31,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_cach
     return folder
 
 
-def test_each_stage_ends_with_its_adapters_merged(whole: Path, tiny_recipe: Path):
+def stages(folder: Path, recipe: Path) -> dict[str, str]:
+    """By stage the model that its adapters belong to."""
+    return {"sft": recipes.load(recipe).model.source, "dpo": str(folder / "checkpoints" / "sft" / "final")}
+
+
+def assert_merged_as_peft_does(folder: Path, recipe: Path) -> None:
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    bases = {"sft": recipes.load(tiny_recipe).model.source, "dpo": str(whole / "checkpoints" / "sft" / "final")}
-    for stage, base in bases.items():
-        folder = whole / "checkpoints" / stage
-        about = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    for stage, base in stages(folder, recipe).items():
+        stage_folder = folder / "checkpoints" / stage
+        about = json.loads((stage_folder / "adapter" / "adapter_config.json").read_text())
         assert about["base_model_name_or_path"] == base
         model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        merged = peft.PeftModel.from_pretrained(model, str(folder / "adapter")).merge_and_unload().state_dict()
-        final = transformers.AutoModelForCausalLM.from_pretrained(folder / "final", dtype="float32").state_dict()
+        merged = peft.PeftModel.from_pretrained(model, str(stage_folder / "adapter")).merge_and_unload().state_dict()
+        final = transformers.AutoModelForCausalLM.from_pretrained(stage_folder / "final", dtype="float32").state_dict()
         changed = set()
         for name, value in final.items():
             np.testing.assert_allclose(value.numpy(), merged[name].numpy(), rtol=1e-5, atol=1e-6)
             if not np.array_equal(value.numpy(), before[name].numpy()):
                 changed.add(name.split(".")[-2])
         assert changed == set(about["target_modules"])
-    drawn = [safetensors.numpy.load_file(whole / "checkpoints" / s / "adapter" / FILE) for s in bases]
+
+
+def test_each_stage_ends_with_its_adapters_merged(whole: Path, tiny_recipe: Path):
+    assert_merged_as_peft_does(whole, tiny_recipe)
+    drawn = [safetensors.numpy.load_file(whole / "checkpoints" / stage / "adapter" / FILE) for stage in ("sft", "dpo")]
     name = next(each for each in drawn[1] if each.endswith("layers.0.self_attn.v_proj.lora_A.weight"))
     assert np.abs(drawn[0][name][:4] - drawn[1][name]).max() > 0.1, "each stage draws its own"
     assert not list((whole / "checkpoints").rglob(".*"))
@@ -90,6 +99,30 @@ def test_cut_short_it_ends_the_same(
     for stage in ("sft", "dpo"):
         ends = [folder / "checkpoints" / stage / "final" for folder in (whole, tmp_path / "run")]
         assert weights.fingerprint(ends[0]) == weights.fingerprint(ends[1])
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_adapters(whole: Path, tmp_path: Path, tiny_recipe: Path, tiny_cache: Path):
+    command = tiny.command("run", tiny_recipe, *SETTINGS, "--run-dir", tmp_path / "run")
+    ended = many_hosts.finish(many_hosts.start(command, tiny_cache, 2, devices=2))
+    assert [each.code for each in ended] == [0, 0], ended
+    many_hosts.assert_same_curve(tmp_path / "run", whole)
+    assert_merged_as_peft_does(tmp_path / "run", tiny_recipe)
+
+
+@pytest.mark.slow
+def test_what_is_kept_is_the_best_step_merged(tmp_path: Path, tiny_recipe: Path, in_tiny_cache: None):
+    # What is held out looks like nothing in the data, so that learning makes it worse.
+    turns = [{"role": "user", "content": "QQQ"}, {"role": "assistant", "content": "#~#~ %%%%"}]
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    settings = [*SETTINGS, "sft.keep_best=true", "sft.evaluate_every=2", "sft.checkpoint_every=2"]
+    settings.append(f"sft.heldout=[{{path = '{tmp_path / 'odd.jsonl'}', format = 'messages'}}]")
+    done = tiny.call("sft", tiny_recipe, *settings, "--run-dir", tmp_path / "run")
+    assert done.code == 0, done.err
+    run = Run(tmp_path / "run")
+    held = [row["loss"] for row in run.metrics() if row["kind"] == "heldout"]
+    assert held[-1] > min(held) + 0.01, "the last step is not the best"
+    assert run.evidence("evaluation")["sft_loss"]["sft"] == pytest.approx(min(held), rel=1e-5)
 
 
 @pytest.mark.parametrize(

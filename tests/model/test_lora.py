@@ -43,8 +43,12 @@ def twin(tmp_path: Path) -> Twin:
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.2,
+        attention_bias=True,
     )
     model = transformers.LlamaForCausalLM(settings).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(tmp_path / "base")
     return Twin(model, tmp_path / "base", weights.read_config(tmp_path / "base"), weights.load(tmp_path / "base"))
 

@@ -13,13 +13,11 @@ from jax.sharding import Mesh
 from bactrian.model import llama, rounding
 from bactrian.model import mesh as meshes
 
-ADAPTERS = "adapters"  # among the parameters
-
 
 def start(config: llama.Config, key: jax.Array, mesh: Mesh | None = None) -> llama.Parameters:
     """Fresh adapters, float32, which change nothing yet: every B is zero. Over a mesh they lie where they are used."""
-    specs = {ADAPTERS: llama.specs(config)[ADAPTERS]}
-    shardings = mesh and {ADAPTERS: meshes.of_parameters(mesh, config)[ADAPTERS]}
+    specs = {"adapters": llama.specs(config)["adapters"]}
+    shardings = mesh and {"adapters": meshes.of_parameters(mesh, config)["adapters"]}
     return jax.jit(lambda key: llama.start(specs, key), out_shardings=shardings)(key)
 
 
@@ -30,11 +28,11 @@ def merged(config: llama.Config, parameters: llama.Parameters, key: jax.Array) -
     matrices given are used up.
     """
     assert config.lora is not None
-    layers, adapters = dict(parameters["layers"]), parameters[ADAPTERS]
+    layers, adapters = dict(parameters["layers"]), parameters["adapters"]
     scale = config.lora.alpha / config.lora.rank
     for name, own_key in zip(config.lora.targets, jax.random.split(key, len(config.lora.targets)), strict=True):
         layers[name] = _merged(scale, layers[name], adapters[f"{name}_a"], adapters[f"{name}_b"], own_key)
-    return {**{part: value for part, value in parameters.items() if part != ADAPTERS}, "layers": layers}
+    return {**{part: value for part, value in parameters.items() if part != "adapters"}, "layers": layers}
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)

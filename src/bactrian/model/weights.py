@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -87,9 +88,7 @@ def save(
     def on_host(name: str) -> np.ndarray:
         return _on_host(parameters, named[name], _DTYPES[dtype])
 
-    if jax.process_index():
-        for name in named:
-            on_host(name)
+    if not _writes(named, on_host):
         return
     shards = _split(named, _DTYPES[dtype].itemsize, shard_bytes)
     with replacing(folder / "model.incoming") as staged:
@@ -122,9 +121,7 @@ def save_adapters(
     def on_host(name: str) -> np.ndarray:
         return _on_host(parameters, named[name], _DTYPES["float32"])
 
-    if jax.process_index():
-        for name in named:
-            on_host(name)
+    if not _writes(named, on_host):
         return
     about = {
         "peft_type": "LORA",
@@ -144,6 +141,15 @@ def save_adapters(
         staged.mkdir()
         safetensors_file.write(staged / "adapter_model.safetensors", shapes, _DTYPES["float32"], on_host)
         (staged / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _writes(names: Iterable[str], on_host: Callable[[str], np.ndarray]) -> bool:
+    """Whether this process is the one that writes; another has then taken its part in each tensor's gathering."""
+    if jax.process_index() == 0:
+        return True
+    for name in names:
+        on_host(name)
+    return False
 
 
 def resize_embeddings(
