@@ -31,14 +31,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_cach
     return folder
 
 
-def stages(folder: Path, recipe: Path) -> dict[str, str]:
-    """By stage the model that its adapters belong to."""
-    return {"sft": recipes.load(recipe).model.source, "dpo": str(folder / "checkpoints" / "sft" / "final")}
-
-
 def assert_merged_as_peft_does(folder: Path, recipe: Path) -> None:
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    for stage, base in stages(folder, recipe).items():
+    bases = {"sft": recipes.load(recipe).model.source, "dpo": str(folder / "checkpoints" / "sft" / "final")}
+    for stage, base in bases.items():
         stage_folder = folder / "checkpoints" / stage
         about = json.loads((stage_folder / "adapter" / "adapter_config.json").read_text())
         assert about["base_model_name_or_path"] == base
