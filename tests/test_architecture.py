@@ -21,6 +21,7 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors cli.options",
+    "files",
     "cluster notices",
     "hosts",
     "data.records sections recipe run progress tracking markdown gguf_file",

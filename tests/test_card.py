@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 
 from bactrian import card, report
 from bactrian import recipe as recipes
+from bactrian.files.atomic import write_json, write_jsonl
 from bactrian.markdown import code, harmless, quote, table
-from bactrian.run import Run, write_json, write_jsonl
+from bactrian.run import Run
 
 NASTY = "```\n<script>alert(1)</script>\n| a | b |\n# not a heading\n1. one\n- two\n\n    indented & **bold** $x$ \\"
 SECRET = "hf_averysecrettoken123"

@@ -11,9 +11,10 @@ import tiny
 
 from bactrian import recipe as recipes
 from bactrian import stage
+from bactrian.files.atomic import read_jsonl
 from bactrian.model import weights
 from bactrian.pipeline import Pipeline
-from bactrian.run import Run, read_jsonl
+from bactrian.run import Run
 from bactrian.stage import Computation
 
 LABELS = ("base", "sft", "dpo")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bactrian import report
-from bactrian.run import Run, write_json, write_jsonl
+from bactrian.files.atomic import write_json, write_jsonl
+from bactrian.run import Run
 
 
 def rows(stage: str, steps: int, **series: float) -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ import pytest
 import tiny
 
 from bactrian import recipe as recipes
+from bactrian.files.atomic import read_jsonl
 from bactrian.pipeline import Pipeline
-from bactrian.run import Run, read_jsonl
+from bactrian.run import Run
 
 Moment = Callable[[Path], bool]
 

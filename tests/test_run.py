@@ -12,8 +12,10 @@ import pytest
 
 from bactrian import recipe as recipes
 from bactrian.errors import RunError
+from bactrian.files.atomic import read_jsonl, replacing, write_json, write_jsonl
+from bactrian.files.cache import cache_root
 from bactrian.recipe import Recipe
-from bactrian.run import Run, cache_root, read_jsonl, replacing, write_json, write_jsonl
+from bactrian.run import Run
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 from bactrian.data import tokenizer as tokenizers
 from bactrian.data.chat import Chat
 from bactrian.data.tokenizer import Tokenizer
+from bactrian.files.atomic import replacing
+from bactrian.files.cache import cache_root
 from bactrian.inference.engine import Engine
 from bactrian.model import hub, llama, weights
 from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
-from bactrian.run import cache_root, replacing
 
 ChatFormat = Literal["tulu", "model"]
 

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from bactrian.files.atomic import replacing
 from bactrian.markdown import code, harmless, number, quote, table
 from bactrian.model.hub import WHEELS
 from bactrian.recipe import DPO, Evaluation, Recipe, Rule, Stage
 from bactrian.report import TITLES
-from bactrian.run import Run, replacing
+from bactrian.run import Run
 
 _CURVES = {
     "loss": "Loss of each stage, in training and held out",

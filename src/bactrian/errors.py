@@ -76,7 +76,26 @@ class Diverged(RunFailed):
         self.number = number
 
 
+LONGEST_LINE = 400  # characters
+
+
 def line(error: BactrianError) -> str:
-    """An error as the command says it."""
+    """An error as the command says it: one line of at most `LONGEST_LINE` printable characters."""
     word = "error" if isinstance(error, InputError) else "stopped" if isinstance(error, Preempted) else "failed"
-    return f"{word}: {error}"
+    return printable(f"{word}: {error}")
+
+
+def printable(text: str, longest: int = LONGEST_LINE) -> str:
+    """Text from anywhere as one line that a terminal shows as it is: line ends become spaces, control characters and
+    halves of surrogate pairs their escapes, and the middle of what is longer than `longest` characters is left out."""
+    if len(text) > 4 * longest:  # before each character is looked at: a message may quote megabytes
+        text = f"{text[: 2 * longest]} … {text[-2 * longest :]}"
+    shown = "".join(each if each.isprintable() else _escaped(each) for each in " ".join(text.split()))
+    if len(shown) <= longest:
+        return shown
+    tail = longest // 3  # what to do stands at the end
+    return f"{shown[: longest - tail - 3]} … {shown[-tail:]}"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -29,9 +29,9 @@ from bactrian.data.binarize import Policy
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message, Messages, Preference
 from bactrian.errors import DataError, InputError, RunError
+from bactrian.files.atomic import write_json, write_jsonl, writing
 from bactrian.inference.engine import Engine, Settings
 from bactrian.model import weights
-from bactrian.run import write_json, write_jsonl, writing
 
 Judge = Callable[[list[dict[str, str]], list[str]], Sequence[float | None]]
 

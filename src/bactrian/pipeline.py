@@ -19,6 +19,7 @@ from bactrian.assistant import Assistant
 from bactrian.data.chat import Chat
 from bactrian.errors import RecipeError, RunError
 from bactrian.evidence import Prompt
+from bactrian.files.cache import cache_root
 from bactrian.hosts import ALONE, Hosts
 from bactrian.inference.engine import Engine
 from bactrian.model import hf_config, hub, llama, lora, weights
@@ -26,7 +27,7 @@ from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
 from bactrian.prepare import Parts, Prepared, check_positions, prepare
 from bactrian.recipe import DPO, Recipe, Stage, StageName
-from bactrian.run import Run, cache_root
+from bactrian.run import Run
 from bactrian.stage import Computation, Heldout, Training, adapters_of, logprobs
 from bactrian.tracking import Tracker, check_trackers, open_trackers
 from bactrian.train.trainer import Parameters

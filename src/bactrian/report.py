@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bactrian.files.atomic import replacing
 from bactrian.recipe import STAGES
-from bactrian.run import Run, replacing
+from bactrian.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

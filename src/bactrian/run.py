@@ -12,111 +12,20 @@ checkpoints/      to resume from
 export/           the model as a Hugging Face folder, with its card
 """
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bactrian import recipe as recipes
 from bactrian.errors import RunError
+from bactrian.files import documents
+from bactrian.files.atomic import is_left_behind, read_jsonl, sweep, whole_lines, write_json, write_jsonl, writing
+from bactrian.files.cache import cache_root
 from bactrian.recipe import Recipe
-
-_NOT_WRITABLE = (
-    *(errno.ENOSPC, errno.EDQUOT),  # full
-    *(errno.EACCES, errno.EPERM, errno.EROFS),  # forbidden
-    *(errno.EEXIST, errno.ENOTDIR),  # a file stands where a folder should
-)
-_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # the names that `replacing` gives
-
-
-def cache_root() -> Path:
-    """Where downloads, corpora and reference log-probabilities are kept: $BACTRIAN_CACHE, or ~/.cache/bactrian."""
-    return Path(os.environ.get("BACTRIAN_CACHE") or Path.home() / ".cache" / "bactrian")
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a full or unwritable disk into a `RunError` that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        # numpy's `tofile` counts what it could not write, and gives no number.
-        if error.errno not in _NOT_WRITABLE and not (error.errno is None and "requested and" in str(error)):
-            raise
-        why = error.strerror or os.strerror(errno.ENOSPC)
-        raise RunError(f"{path}: cannot write: {why}; free some space or choose another folder") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, file or folder, that takes its place when the block ends well.
-
-    On any error it is removed and what was at `path` stays. A full or unwritable disk becomes a `RunError`.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    displaced = temporary.with_suffix(".old")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            if path.is_dir():
-                os.replace(path, displaced)  # a folder cannot be renamed over another, and to delete it takes a while
-            os.replace(temporary, path)
-    finally:
-        if displaced.exists() and not path.exists():
-            os.replace(displaced, path)
-        _remove(temporary)
-        _remove(displaced)
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether something else than a run killed at its very beginning put it there."""
-    return not _LEFT_BEHIND.fullmatch(path.name)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what `replacing` had no time to."""
-    left = [path for path in folder.rglob(".*") if _LEFT_BEHIND.fullmatch(path.name)]
-    for path in left:
-        replaced = path.with_name(path.name[1:].rsplit(".", 2)[0])
-        if path.suffix == ".old" and not replaced.exists():
-            os.replace(path, replaced)
-        else:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    # What cannot be removed must not hide the error that led here.
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object per line, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that the run wrote; none where there is no file."""
-    return [json.loads(line) for line in _lines(path)]
 
 
 class Run:
@@ -142,7 +51,7 @@ class Run:
                     f"{folder}: this run has another recipe ({'; '.join(changed)}); "
                     f"choose another --run-dir or undo the change"
                 )
-        elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+        elif folder.exists() and (not folder.is_dir() or not all(map(is_left_behind, folder.iterdir()))):
             raise RunError(f"{folder}: something else than a run is there; choose another --run-dir")
 
     @classmethod
@@ -206,16 +115,13 @@ class Run:
         return self.folder / "checkpoints" / stage
 
     def recipe(self) -> Recipe:
-        try:
-            tree = json.loads(self.recipe_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.recipe_path}: not the recipe of a run: {error}; choose another --run-dir") from None
+        tree = documents.read_json(self.recipe_path, RunError, "choose another --run-dir")
         return recipes.parse(tree, str(self.recipe_path))
 
     def evidence(self, name: str) -> dict[str, Any]:
         """What `ledger.json` or `evaluation.json` holds so far."""
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return documents.read_json(path, RunError) if path.exists() else {}
 
     def record(self, name: str, update: Callable[[dict[str, Any]], None]) -> None:
         """Change `ledger.json` or `evaluation.json` in place, whole or not at all."""
@@ -228,7 +134,7 @@ class Run:
     def benchmarks(self) -> list[dict[str, Any]]:
         """The figures of benchmarks that were run on this model, in the order of their folders' names."""
         paths = sorted((self.folder / "benchmarks").glob("*/scores.json"))
-        return [result for path in paths for result in json.loads(path.read_text(encoding="utf-8")).get("results", [])]
+        return [result for path in paths for result in documents.read_json(path, RunError).get("results", [])]
 
     def samples(self) -> list[dict[str, Any]]:
         return read_jsonl(self.samples_path)
@@ -242,13 +148,13 @@ class Run:
         if not self.writes:
             return
         with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(documents.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of the metrics; one that a killed run left half-written, the last, is left out."""
-        return [row for line in _lines(self.metrics_path) if (row := _whole(line)) is not None]
+        return [row for line in whole_lines(self.metrics_path) if (row := _whole(line)) is not None]
 
     def cut_metrics(self, stage: str, step: int) -> None:
         """Drop what a stage wrote after `step`, and what later stages wrote: they are about to be written again."""
@@ -260,11 +166,6 @@ class Run:
 
         if self.writes:
             write_jsonl(self.metrics_path, [row for row in self.metrics() if kept(row)])
-
-
-def _lines(path: Path) -> list[str]:
-    # Not splitlines: an answer may hold the other separators of Unicode, which JSON leaves as they are.
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
 
 
 def _whole(line: str) -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bactrian.errors import RecipeError
+from bactrian.files.atomic import writing
 from bactrian.recipe import Recipe
-from bactrian.run import writing
 
 _FLUSH_EVERY = 10  # seconds: a flush waits for the disk
 

@@ -281,8 +281,8 @@ def data_stats(
     """Count a stage's data: rows, turns and tokens of each source, and how long answers are in pairs."""
     from bactrian import pipeline
     from bactrian import recipe as recipes
+    from bactrian.files.cache import cache_root
     from bactrian.look import stats
-    from bactrian.run import cache_root
 
     opened = pipeline.open_stage(recipes.load(recipe, overrides or []), stage)
     measured = stats.measure(opened.settings.data, opened.chat, cache_root())
@@ -305,8 +305,8 @@ def data_check(
     """Say before training what will go wrong; exits with 2 if something will."""
     from bactrian import pipeline
     from bactrian import recipe as recipes
+    from bactrian.files.cache import cache_root
     from bactrian.look import check
-    from bactrian.run import cache_root
 
     whole = recipes.load(recipe, overrides or [])
     opened = pipeline.open_stage(whole, stage)

@@ -24,8 +24,8 @@ from bactrian.data.screen import Ledger
 from bactrian.data.sources import reader
 from bactrian.data.tokenizing import Limits, examples
 from bactrian.errors import DataError
+from bactrian.files.atomic import replacing, write_json, writing
 from bactrian.recipe import Source
-from bactrian.run import replacing, write_json, writing
 
 __all__ = ["VERSION", "Corpus", "Limits", "build", "examples", "render"]
 

@@ -23,8 +23,8 @@ from bactrian.data.records import Example, Record
 from bactrian.data.screen import Ledger
 from bactrian.data.sources import reader
 from bactrian.errors import ChatError, DataError
+from bactrian.files.atomic import replacing
 from bactrian.recipe import Source
-from bactrian.run import replacing
 
 _TOGETHER = 256  # records tokenized at once
 

@@ -19,7 +19,7 @@ from typing import Any
 import bactrian
 from bactrian.errors import DataError, RunError
 from bactrian.evaluate.calls import Store
-from bactrian.run import read_jsonl, write_json, write_jsonl, writing
+from bactrian.files.atomic import read_jsonl, write_json, write_jsonl, writing
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bactrian.errors import DataError, RunError
-from bactrian.run import writing
+from bactrian.files.atomic import writing
 
 Row = dict[str, Any]
 

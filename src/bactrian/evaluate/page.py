@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from bactrian.evaluate.mt_bench import Answer, Question
-from bactrian.run import replacing
+from bactrian.files.atomic import replacing
 
 Row = dict[str, Any]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bactrian.run import replacing
+from bactrian.files.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

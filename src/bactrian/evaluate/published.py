@@ -13,8 +13,9 @@ from typing import Any
 
 from bactrian.data.sources import reader
 from bactrian.errors import DataError
+from bactrian.files.atomic import replacing
+from bactrian.files.cache import cache_root
 from bactrian.recipe import Source
-from bactrian.run import cache_root, replacing
 
 _SECONDS = 60.0
 _FASTCHAT = ("lm-sys/FastChat", "0e6d3e4beaab66f4d3f93db72541a4abab8af28d")

@@ -20,7 +20,7 @@ from bactrian.evaluate.benchmarks.files import Origin
 from bactrian.evaluate.benchmarks.task import Benchmark, Clip
 from bactrian.evaluate.kept import Kept
 from bactrian.evaluate.protocol import Responder
-from bactrian.run import write_json, write_jsonl
+from bactrian.files.atomic import write_json, write_jsonl
 
 Row = dict[str, Any]
 

@@ -19,8 +19,8 @@ import numpy as np
 from bactrian.data.corpus import Corpus
 from bactrian.data.records import Example
 from bactrian.data.tokenizer import Tokenizer
+from bactrian.files.atomic import replacing
 from bactrian.prepare import Prepared
-from bactrian.run import replacing
 
 _BROKEN = "�"  # of bytes that are no character
 _LONGEST_CHARACTER = 8  # tokens: 4 bytes, and more where they are spelt out

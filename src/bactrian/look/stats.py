@@ -19,8 +19,8 @@ from bactrian.data import screen, sources
 from bactrian.data.chat import Chat
 from bactrian.data.corpus import Corpus, Limits
 from bactrian.data.records import Conversation
+from bactrian.files.atomic import replacing, writing
 from bactrian.recipe import Source
-from bactrian.run import replacing, writing
 
 _WITHOUT = 2**31 - 1  # a length that nothing has
 _PERCENTILES = (25, 50, 75, 95)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bactrian.errors import ModelError
-from bactrian.run import cache_root, replacing
+from bactrian.files.atomic import replacing
+from bactrian.files.cache import cache_root
 
 
 class Wheel(NamedTuple):

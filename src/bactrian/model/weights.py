@@ -22,10 +22,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from bactrian.errors import ModelError
+from bactrian.files.atomic import replacing
+from bactrian.files.cache import cache_root
 from bactrian.model import gguf_weights, hf_config, llama, safetensors_file, tensors
 from bactrian.model.llama import Dtype
 from bactrian.model.tensors import Source, Tensor
-from bactrian.run import cache_root, replacing
 
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -16,8 +16,8 @@ import numpy as np
 from bactrian.data import packing
 from bactrian.data.packing import Examples, Plan
 from bactrian.data.records import Batch
+from bactrian.files.atomic import replacing
 from bactrian.hosts import ALONE, Hosts
-from bactrian.run import replacing
 from bactrian.train import scores
 from bactrian.train.scores import Score
 from bactrian.train.trainer import Parameters, split

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from bactrian import progress, run
+from bactrian import progress
 from bactrian.data import workers
 from bactrian.data.build import account, evidence, parse, screening, shards, store
 from bactrian.data.build.recipe import Build
 from bactrian.data.chat import Chat
 from bactrian.data.sources import reader
 from bactrian.errors import RunError
+from bactrian.files import atomic
 
 VERSION = 1  # of the code that makes data sets; a change of what it makes changes the number
 
@@ -50,7 +51,7 @@ def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = N
         done = _write(start, account.mix(recipe, records), recipe.build.shard_rows, processes)
         entries = account.ledger(recipe, records, done, counted=chat is not None)
         ledger = {"name": recipe.name, "key": key, "seed": recipe.seed, **entries}
-        run.write_json(out / "ledger.json", ledger)
+        atomic.write_json(out / "ledger.json", ledger)
         shutil.rmtree(parts.parent)
         return ledger
 
@@ -76,14 +77,14 @@ def _opened(out: Path, key: str) -> Iterator[Path | None]:
         return
     if out.exists() and (not out.is_dir() or (not work.exists() and any(out.iterdir()))):
         raise RunError(f"{out}: something else than a data set is there; choose another --out")
-    with run.writing(out):
+    with atomic.writing(out):
         work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise RunError(f"{out}: another process is building this data set; wait for it or stop it") from None
-        run.sweep(out)
+        atomic.sweep(out)
         if not (work / key).exists():
             for old in (*work.iterdir(), *out.glob("train-*.parquet")):
                 if old.name != "lock":
@@ -114,7 +115,7 @@ def _parse(recipe: Build, chat: Chat | None, parts: Path, processes: int) -> lis
             rate = rows / max(time.monotonic() - began, 1e-9)
             read = sum(weights[: done.source]) + round(weights[done.source] * done.share)
             bar.to(read, sum(weights), f"{rows:,} rows, {rate:,.0f}/s")
-    run.write_json(counted, chunks)
+    atomic.write_json(counted, chunks)
     return chunks
 
 

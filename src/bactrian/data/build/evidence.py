@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bactrian import run
 from bactrian.data.build import store
 from bactrian.data.build.account import Records
 from bactrian.data.build.recipe import Build
 from bactrian.data.screens import contamination
 from bactrian.data.screens.settings import Contamination
+from bactrian.files.atomic import write_jsonl
 
 NAME = "contamination.jsonl"
 
@@ -33,4 +33,4 @@ def write(recipe: Build, records: Sequence[Records], parts: Path, out: Path) -> 
             match = next(match for screen in screens if (match := screen.find(record)) is not None)
             rows.append({"where": record.where, "id": record.id, **match._asdict()})
     reader.close()
-    run.write_jsonl(out / NAME, rows)
+    write_jsonl(out / NAME, rows)

@@ -16,7 +16,7 @@ from bactrian.data.build import store
 from bactrian.data.chat import Chat
 from bactrian.data.records import Conversation, Messages, Preference, Record
 from bactrian.errors import ChatError, DataError
-from bactrian.run import replacing
+from bactrian.files.atomic import replacing
 
 _GROUP = 1000  # rows in a row group: what a writer holds in memory
 

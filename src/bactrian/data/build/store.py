@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bactrian.data.records import Conversation, Message, Messages, Preference, Record
-from bactrian.run import replacing
+from bactrian.files.atomic import replacing
 
 KINDS = ("conversations", "pairs", "rankings")
 

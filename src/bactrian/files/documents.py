@@ -1,0 +1,125 @@
+"""The one door for JSON and TOML. What is read is bounded and its faults are one line; what is written is JSON to all.
+
+Read: at most `LARGEST` bytes, UTF-8 with or without a byte-order mark, nested at most `DEEPEST` levels, no NaN or
+Infinity, no half of a surrogate pair. Written: valid JSON (RFC 8259), so a number that is not finite becomes null.
+"""
+
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bactrian.errors import DataError, InputError
+
+LARGEST = 256 * 2**20  # bytes; what is read through this door is settings, indices and ledgers, never a data set
+DEEPEST = 100  # levels
+
+
+def read_json(path: Path, kind: type[InputError] = DataError, advice: str = "restore the file") -> Any:
+    """The value in a JSON file. Raises `kind`: what is wrong, where, and the `advice`."""
+    return parse_json(_read(path, kind, advice), str(path), kind, advice)
+
+
+def parse_json(
+    text: str | bytes, where: str, kind: type[InputError] = DataError, advice: str = "correct it", nan: bool = False
+) -> Any:
+    """The value of a JSON text; `where` names it. Not-finite numbers are refused unless `nan`. Raises `kind`."""
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8-sig")
+        value = json.loads(decoded) if nan else json.loads(decoded, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{where}: not JSON: {_reason(error)}; {advice}") from None
+    fault = fault_of(value)
+    if fault is not None:
+        raise kind(f"{where}: not JSON that can be used: {fault}; {advice}")
+    return value
+
+
+def read_toml(path: Path, kind: type[InputError] = DataError, what: str = "the file") -> dict[str, Any]:
+    """The tree of a TOML file; `what` says what the file is. Raises `kind`."""
+    try:
+        text = path.read_bytes() if path.stat().st_size <= LARGEST else None
+    except (OSError, ValueError) as error:
+        raise kind(f"{path}: cannot read {what}: {getattr(error, 'strerror', None) or error}") from None
+    if text is None:
+        raise kind(f"{path}: cannot read {what}: it is larger than {LARGEST // 2**20} MiB")
+    return parse_toml(text, str(path), kind)
+
+
+def parse_toml(text: str | bytes, where: str, kind: type[InputError] = DataError) -> dict[str, Any]:
+    """The tree of a TOML text; `where` names it. Raises `kind`."""
+    try:
+        tree = tomllib.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{where}: not a TOML file: {_reason(error)}") from None
+    fault = fault_of(tree)
+    if fault is not None:
+        raise kind(f"{where}: not a TOML file that can be used: {fault}")
+    return tree
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes. Numbers that are not finite become null, halves of a surrogate pair are escaped."""
+    value = _finite(value)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    return text
+
+
+def fault_of(value: Any, depth: int = 0) -> str | None:
+    """What keeps a value read from a document from being used: nested too deep, or text that is no Unicode."""
+    if depth > DEEPEST:
+        return f"nested more than {DEEPEST} levels deep"
+    if isinstance(value, str):
+        return None if is_text(value) else "half of a surrogate pair in a string, which is no character"
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        return next((fault for each in value if (fault := fault_of(each, depth + 1))), None)
+    return None
+
+
+def is_text(value: str) -> bool:
+    """Whether a string is Unicode text: one with half of a surrogate pair cannot be encoded."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read(path: Path, kind: type[InputError], advice: str) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise kind(f"{path}: cannot be read: it is larger than {LARGEST // 2**20} MiB; {advice}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise kind(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; {advice}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    if "integer string conversion" in str(error):
+        return "a number of thousands of digits"
+    return str(error)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
