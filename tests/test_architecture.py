@@ -20,7 +20,7 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # A module imports from its own line or from those above. A name stands for all that is inside it, unless what is
 # inside has a place of its own.
 ORDER = [
-    "errors cli.options",
+    "errors interrupts cli.options",
     "files",
     "cluster notices",
     "hosts",

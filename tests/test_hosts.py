@@ -81,6 +81,23 @@ def test_hosts_agree_when_to_stop():
     assert "Preempted: saved" in first.err and "Preempted: saved" in second.err
 
 
+def test_ctrl_c_to_one_host_stops_all_in_order_with_its_code():
+    then = "import os, signal; step = 0"
+    then += "\n    with together.in_order():\n        while not together.should_stop():\n            time.sleep(0.05)"
+    then += "\n            step += 1; together.index and step == 3 and os.kill(os.getpid(), signal.SIGINT)"
+    then += "\n    stop = together.stopped('after a step'); print(stop, stop.exit_code)"
+    assert [ended.out for ended in together(then)] == ["interrupted, after a step 130\nparted well\n"] * 2
+
+
+def test_ctrl_c_where_nobody_asks_ends_all():
+    then = "import os, signal; together.doing('while all slept')"
+    then += "\n    together.index and os.kill(os.getpid(), signal.SIGINT); time.sleep(100)"
+    first, second = together(then)
+    assert (first.code, second.code) == (130, 130), (first, second)
+    assert second.err.splitlines()[-1] == "interrupted, while all slept"
+    assert first.err.splitlines()[-1].endswith(" has ended: interrupted, while all slept")
+
+
 @pytest.mark.parametrize("asked_before", [0, 3])
 def test_hosts_that_are_told_to_stop_while_nobody_asks_stop_when_somebody_does(asked_before: int):
     then = f"import os, signal; [together.should_stop() for _ in range({asked_before})]"

@@ -5,6 +5,7 @@ A moment to cut it is told by what the run has written, never by the clock.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,11 @@ from bactrian import recipe as recipes
 from bactrian.files.atomic import read_jsonl
 from bactrian.pipeline import Pipeline
 from bactrian.run import Run
+from bactrian.stage import Training
 
+INTERRUPTED = re.compile(
+    r"interrupted, after step (\d+) of \d+ of (sft|dpo), which is saved; the same command resumes it"
+)
 Moment = Callable[[Path], bool]
 
 
@@ -110,18 +115,69 @@ def test_a_run_cut_short_resumes_to_the_same_bits(tmp_path: Path, tiny_recipe: P
         cut = start_and_cut(tiny_recipe, folder, own_cache, moment, signal.SIGKILL)
         assert cut.code == -signal.SIGKILL, f"{name}: {cut}"
         assert not (folder / "export").exists(), f"{name}: it was over already"
-    # Ctrl-C leaves in order, and says how to go on.
+    # Ctrl-C saves, and says where.
     cut = start_and_cut(tiny_recipe, folder, own_cache, has_steps("dpo", 7), signal.SIGINT)
     assert cut.code == 130, cut
-    assert cut.err.splitlines()[-1] == f"interrupted; the same command resumes it ({folder})"
+    assert (said := INTERRUPTED.fullmatch(cut.err.splitlines()[-1])), cut.err
     assert "Traceback" not in cut.err
 
     done = tiny.run(["run", tiny_recipe, "--run-dir", folder], own_cache)
     assert done.code == 0, done.err
-    assert "dpo: resuming after step" in done.err
+    assert f"{said[2]}: resuming after step {said[1]} of" in done.err
     assert_same_results(folder, tiny_run)
     left = [path for place in (folder, own_cache / "references", own_cache / "corpora") for path in place.rglob("*")]
     assert not [path for path in left if is_left_behind(path)]
+
+
+def interrupt_when(monkeypatch: pytest.MonkeyPatch, holder: type, method: str, moment: Callable[..., bool]) -> None:
+    """Ctrl-C as soon as a method has been called at a moment."""
+    original = getattr(holder, method)
+
+    def then_interrupt(*given, **named):
+        result = original(*given, **named)
+        if moment(*given):
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(holder, method, then_interrupt)
+
+
+def at_step(number: int) -> Callable[..., bool]:
+    return lambda run, row: (row["kind"], row["step"]) == ("train", number)
+
+
+@pytest.mark.parametrize("step", [6, 18], ids=["an evaluation", "the last evaluation"])
+def test_ctrl_c_saves_where_no_checkpoint_is_due(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_recipe: Path, tiny_run: Path, in_tiny_cache: None, step: int
+):
+    folder = tmp_path / "run"
+    command = ("sft", tiny_recipe, "sft.checkpoint_every=0", "evaluation={}", "--run-dir", folder)
+    with monkeypatch.context() as patched:
+        interrupt_when(patched, Run, "append_metrics", at_step(step))
+        cut = tiny.call(*command)
+    assert cut.code == 130
+    assert (said := INTERRUPTED.fullmatch(cut.err.splitlines()[-1])), cut.err
+    assert int(said[1]) in (step, step + 1)
+    assert os.listdir(folder / "checkpoints" / "sft" / "steps") == [said[1]]
+    done = tiny.call(*command)
+    assert done.code == 0, done.err
+    assert f"sft: resuming after step {said[1]} of 18" in done.err
+    assert without_timing(folder) == [row for row in without_timing(tiny_run) if row["stage"] == "sft"]
+
+
+def test_ctrl_c_while_a_stage_is_saved_loses_no_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_recipe: Path, tiny_run: Path, in_tiny_cache: None
+):
+    folder = tmp_path / "run"
+    command = ("sft", tiny_recipe, "sft.checkpoint_every=0", "evaluation={}", "--run-dir", folder)
+    with monkeypatch.context() as patched:
+        interrupt_when(patched, Training, "execute", lambda *_: True)
+        cut = tiny.call(*command)
+    assert cut.code == 130
+    assert cut.err.splitlines()[-1] == "interrupted, while the model sft was measured; the same command goes on there"
+    done = tiny.call(*command)
+    assert (done.code, "resuming" in done.err) == (0, False)
+    assert without_timing(folder) == [row for row in without_timing(tiny_run) if row["stage"] == "sft"]
 
 
 @pytest.mark.slow

@@ -7,14 +7,17 @@
     │   ├── ModelError         a model's folder, file or name
     │   ├── ChatError          messages that a chat format cannot render
     │   └── RunError           a run folder that belongs to something else, or cannot be written
-    ├── Preempted              told to stop, it saved and stopped; exits with 75: the same command resumes it
     └── RunFailed              the run itself went wrong; exits with 1
         ├── GateFailed         a check before the first step does not hold
         ├── JudgeError         a judge or model behind an address cannot be reached, or does not answer
         ├── HostLost           another process of the run did not come, was killed, or cannot be reached
         └── Diverged           a loss or gradient that is not finite
 
-Every message says what, where and what to do, on one line. Anything outside this tree is a bug and keeps its traceback.
+    KeyboardInterrupt
+    └── Preempted              told to stop, it did; exits with 75, or with 130 after Ctrl-C; says what comes again
+
+Every message says what, where and what to do, on one line. Anything outside these trees is a bug and keeps its
+traceback. A stop is none of the errors that a library may catch to go on.
 """
 
 
@@ -48,10 +51,6 @@ class RunError(InputError):
     pass
 
 
-class Preempted(BactrianError):
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
-
-
 class RunFailed(BactrianError):
     exit_code = 1
 
@@ -76,13 +75,20 @@ class Diverged(RunFailed):
         self.number = number
 
 
+class Preempted(KeyboardInterrupt):
+    def __init__(self, message: str, exit_code: int = 75):  # EX_TEMPFAIL of sysexits.h: try again later
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 LONGEST_LINE = 400  # characters
 
 
-def line(error: BactrianError) -> str:
+def line(error: BactrianError | Preempted) -> str:
     """An error as the command says it: one line of at most `LONGEST_LINE` printable characters."""
-    word = "error" if isinstance(error, InputError) else "stopped" if isinstance(error, Preempted) else "failed"
-    return printable(f"{word}: {error}")
+    if isinstance(error, Preempted):
+        return printable(f"stopped: {error}" if error.exit_code == 75 else str(error))
+    return printable(f"{'error' if isinstance(error, InputError) else 'failed'}: {error}")
 
 
 def printable(text: str, longest: int = LONGEST_LINE) -> str:

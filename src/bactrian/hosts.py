@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
 
-from bactrian import cluster, errors, notices
+from bactrian import cluster, errors, interrupts, notices
 from bactrian.cluster import Place
 from bactrian.errors import BactrianError, HostLost, Preempted
 
@@ -44,6 +44,8 @@ class Hosts:
         self._asked_to_stop = 0
         self.is_stopping = False  # the last answer of `should_stop`
         self._in_order = False
+        self._by_hand = False  # this process was told by Ctrl-C
+        self.under_way = "before it began; the same command begins it"
         self._patience = float(os.environ.get("BACTRIAN_BARRIER_TIMEOUT", _PATIENCE))
 
     @property
@@ -112,20 +114,49 @@ class Hosts:
             self.is_stopping = multihost_utils.reached_preemption_sync_point(self._asked_to_stop)
         return self.is_stopping
 
+    def ask(self) -> None:
+        """Raise `Preempted`, on all of them, if some process was told to stop."""
+        if self.should_stop():
+            raise self.stopped(self.under_way)
+
+    def stopped(self, where: str) -> Preempted:
+        """What ends a run that `should_stop`. `where` says where it stops and what the same command does then."""
+        by_hand = self._by_hand
+        if self.count > 1:
+            if by_hand:
+                self._client.key_value_set(f"bactrian/interrupted/{self.index}", "yes", allow_overwrite=True)
+            self.wait("all know that the run stops")
+            by_hand = bool(self._client.key_value_dir_get("bactrian/interrupted/"))
+        return Preempted(f"interrupted, {where}", interrupts.CODE) if by_hand else Preempted(f"told to stop, {where}")
+
     @contextmanager
     def in_order(self) -> Iterator[None]:
         """While this lasts `should_stop` is asked often, and a process that is told to stop goes on until it is."""
-        self._in_order = True
+        before, self._in_order = self._in_order, True
         try:
             yield
         finally:
-            self._in_order = False
+            self._in_order = before
 
-    def told(self, *_: object) -> None:
-        """This process, which is alone, was told to stop. Raises `Preempted` where nobody will ask."""
-        self.is_stopping = True
-        if not self._in_order:
-            raise Preempted("told to stop; the same command resumes it")
+    def doing(self, what: str) -> None:
+        """Note what is under way, and what comes of it where a run stops meanwhile. Raises `Preempted` if it is to."""
+        self.under_way = what
+        self.ask()
+
+    def told(self, number: int = signal.SIGTERM, _: object = None) -> None:
+        """This process was told to stop. Raises `Preempted` where nobody will ask."""
+        if number == signal.SIGINT:
+            if self._by_hand:
+                interrupts.leave(interrupts.AGAIN)
+            self._by_hand = True
+        if self.count == 1:
+            self.is_stopping = True
+            if not self._in_order:
+                raise self.stopped(self.under_way)
+        elif self._in_order:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others
+        else:
+            raise Preempted(f"interrupted, {self.under_way}", interrupts.CODE)
 
 
 ALONE = Hosts()
@@ -136,32 +167,46 @@ def joined() -> Iterator[Hosts]:
     """The processes that the environment speaks of, together; when the block ends well they part together.
 
     To be entered before JAX has looked for its devices. Where one fails or falls silent this ends all of them, each
-    with a line that says which it was. On a TPU VM a notice of the machine's end stops them as SIGTERM does.
+    with a line that says which it was. On a TPU VM a notice of the machine's end stops them as SIGTERM does, and so
+    does Ctrl-C.
     """
     place = cluster.place_of(os.environ)
     is_tpu_vm = cluster.is_tpu_vm()
     hosts = _connect(place) if place is not None or is_tpu_vm else Hosts()
     listening = notices.heeded() if is_tpu_vm else nullcontext()
     if hosts.count == 1:
-        before = signal.signal(signal.SIGTERM, hosts.told)
-        try:
-            with listening:
-                yield hosts
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with _telling(hosts, signal.SIGTERM, signal.SIGINT), listening:
+            yield hosts
         return
     watch, stopped = _Watch(hosts), None
     try:
         try:
-            with listening:
+            with _telling(hosts, signal.SIGINT), listening:  # SIGTERM is JAX's own
                 yield hosts
-        except Preempted as error:  # all of them at once
+        except Preempted as error:
+            if not hosts.is_stopping:
+                raise  # this one alone, where nobody asked
             stopped = error
         watch.part()
     except BaseException as error:
         watch.fail(error)
     if stopped is not None:
         raise stopped
+
+
+@contextmanager
+def _telling(hosts: Hosts, *numbers: signal.Signals) -> Iterator[None]:
+    """While this lasts these signals tell the run to stop; Ctrl-C not in a process that was started to ignore it."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before.get(signal.SIGINT) is signal.SIG_IGN:
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, hosts.told)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _connect(place: Place | None) -> Hosts:
@@ -216,10 +261,10 @@ class _Watch:
         """End this process because of an error, and with it all the others."""
         if not isinstance(error, BactrianError) and _CUT_OFF.search(str(error)):
             time.sleep(2 * self._silence)  # by then the watch knows who is gone, and has ended this process
-        if isinstance(error, BactrianError):
+        if isinstance(error, BactrianError | Preempted):
             text, code = errors.line(error), error.exit_code
         elif isinstance(error, KeyboardInterrupt):
-            text, code = "interrupted; the same commands resume the run", 130
+            text, code = f"interrupted, {self._hosts.under_way}", interrupts.CODE
         else:
             traceback.print_exception(error)
             text, code = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", 1

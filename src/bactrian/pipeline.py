@@ -91,6 +91,7 @@ class Pipeline:
     @classmethod
     def open(cls, recipe: Recipe, folder: Path, hosts: Hosts = ALONE) -> "Pipeline":
         """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
+        hosts.doing("while the model and the data were made ready; the same command goes on with it")
         hosts.agree("the run's folder", lambda: Run.check(folder, recipe))
         base = _find(recipe)
         for name, stage in recipe.stages().items():
@@ -141,12 +142,14 @@ class Pipeline:
     def export(self) -> None:
         """Write `export/`: the last stage's model as a Hugging Face folder, with its card."""
         last, dtype = self._final(list(self.prepared)[-1]), self.recipe.export.dtype
+        self.hosts.doing("while the last stage's model was exported; the same command exports it")
         if not self.hosts.agree("whether the export is there", (self.run.export / "config.json").exists):
             assistants.save(self.run.export, self.base, self._load(last, dtype), self.chat, dtype)
         if self.hosts.is_first:
             card.write(self.run)
 
     def _train(self) -> None:
+        self.hosts.doing("while the base model was loaded; the same command takes up the run")
         parameters = self.base.parameters(self.recipe.model.parameters, self.computation.compute.mesh)
         published = hub.on_the_hub(self.recipe.model.source) or (str(self.base.path.resolve()), None)
         model = Model("base", parameters, published, _fingerprint(self.base.path, self.hosts))
@@ -157,6 +160,7 @@ class Pipeline:
             self._measure(model, base_pairs)
 
     def _stage(self, name: StageName, start: Model) -> Model:
+        self.hosts.doing(f"before {name}; the same command takes up the run there")
         prepared, final, kept_as = self.prepared[name], self._final(name), self.recipe.model.parameters
         if not self.hosts.agree(f"whether {name} is done", final.exists):
             rows = prepared.microbatch_rows
@@ -184,12 +188,14 @@ class Pipeline:
                 self.trackers,
                 start_key,
             )
-            parameters = training.execute(start.parameters)
-            if adapters is not None:
-                folder = self.run.checkpoints(name) / "adapter"
-                weights.save_adapters(folder, computation.config, parameters, *start.published)
-                parameters = lora.merged(computation.config, parameters, merge_key)
-            assistants.save(final, self.base, parameters, self.chat, kept_as)
+            # The last steps are in no checkpoint: told to stop after them, it saves what the stage ends with.
+            with self.hosts.in_order():
+                parameters = training.execute(start.parameters)
+                if adapters is not None:
+                    folder = self.run.checkpoints(name) / "adapter"
+                    weights.save_adapters(folder, computation.config, parameters, *start.published)
+                    parameters = lora.merged(computation.config, parameters, merge_key)
+                assistants.save(final, self.base, parameters, self.chat, kept_as)
         else:
             parameters = self._load(final, kept_as)
         return Model(name, parameters, (str(final.resolve()), None), _fingerprint(final, self.hosts))
@@ -200,6 +206,7 @@ class Pipeline:
 
     def _measure(self, model: Model, base_pairs: np.ndarray | None) -> None:
         """Score a model on held-out data and prompts, unless that is on disk."""
+        self.hosts.doing(f"while the model {model.label} was measured; the same command goes on there")
         if self.hosts.agree(f"whether {model.label} is measured", lambda: evidence.is_recorded(self.run, model.label)):
             return
         scores: dict[str, float] = {}

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from bactrian import progress
 from bactrian.data import packing
 from bactrian.data.records import Batch
-from bactrian.errors import Diverged, Preempted
+from bactrian.errors import Diverged
 from bactrian.hosts import ALONE, Hosts
 from bactrian.model import attention, llama, lora
 from bactrian.model import mesh as meshes
@@ -110,7 +110,7 @@ def logprobs(
         def advance(done: int, total: int) -> None:
             bar.to(done, total)
             if hosts.should_stop():
-                raise Preempted(f"told to stop, in the pass over {title}; the same command resumes it")
+                raise hosts.stopped(f"in the pass over {title}, which is kept so far; the same command goes on with it")
 
         return reference.column(path, plan, corpus, rows, computation.score, parameters, advance, hosts)
 
@@ -135,12 +135,17 @@ class Heldout:
     computation: Computation
     references: np.ndarray | None
 
-    def measure(self, parameters: Parameters) -> dict[str, float]:
-        """The held-out loss, for DPO accuracy and margin too, and what was counted."""
+    def measure(self, parameters: Parameters, may_stop: bool = False) -> dict[str, float] | None:
+        """The held-out loss, for DPO accuracy and margin too, and what was counted.
+
+        With `may_stop` None where the run is told to stop before all is computed.
+        """
         examples, settings = self.prepared.heldout, self.prepared.settings
         assert examples is not None
         values = np.zeros((len(examples.corpus), examples.plan.branches), np.float32)
         for update in range(len(examples.plan.updates)):
+            if may_stop and self.computation.hosts.should_stop():
+                return None
             microbatches = reference.microbatches(examples.plan, examples.corpus, update, self.prepared.microbatch_rows)
             for example, sums in scores.of_examples(self.computation.score, parameters, microbatches):
                 values[example] = sums
@@ -172,22 +177,26 @@ class Training:
     def execute(self, parameters: Parameters) -> Parameters:
         """Train from `parameters`, or from the last checkpoint, to the stage's end; returns what it ends with.
 
-        The parameters given are used up: the first step donates them. Adapters are among those returned.
+        The parameters given are used up: the first step donates them. Adapters are among those returned. Called
+        `in_order`, it ends where the run is told to stop: between two checks, or after an update, which it saves.
         """
-        settings, name = self.prepared.settings, self.prepared.name
+        settings, name, hosts = self.prepared.settings, self.prepared.name, self.computation.hosts
         chain = optimizer.chain(settings.optimizer, self.prepared.steps)
         objective = objective_of(settings, self.computation)
         checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
         try:
+            latest = checkpoints.latest()
+            again = "begins it" if latest is None else f"resumes it after step {latest}"
+            hosts.doing(f"before the first step of {name}; the same command {again}")
             state = self.computation.start(parameters, chain, self.key)
             step = self.computation.step(objective, chain, state)
-            latest = checkpoints.latest()
             if latest is not None:
                 state = checkpoints.restore(latest, state)
                 progress.say(f"{name}: resuming after step {latest} of {self.prepared.steps}")
             self.run.cut_metrics(name, latest or 0)
             if latest is None:
                 self._check_gates(state)
+            hosts.ask()
             state = self._loop(step, state, checkpoints)
             best = checkpoints.best() if settings.keep_best else None
             if best is not None and best != int(state.step):
@@ -198,35 +207,54 @@ class Training:
             checkpoints.close()
 
     def _loop(self, step: trainer.Step, state: State, checkpoints: Checkpoints) -> State:
-        settings, steps, hosts = self.prepared.settings, self.prepared.steps, self.computation.hosts
-        if self._is_finished(int(state.step)):
+        name, steps, hosts = self.prepared.name, self.prepared.steps, self.computation.hosts
+        number = int(state.step)
+        # A run that was told to stop while it evaluated a step has saved that step and left its evaluation out.
+        is_measured = self._is_measured(number) or self._evaluate(state, number) is not None
+        if is_measured and self._is_finished(number):
             return state
-        learning_rates = optimizer.learning_rates(settings.optimizer, steps)
-        with progress.bar(self.prepared.name, steps, int(state.step)) as bar, hosts.in_order():
-            for update, paused in self._updates(step, state):
+        learning_rates = optimizer.learning_rates(self.prepared.settings.optimizer, steps)
+        with progress.bar(name, steps, number) as bar:
+            for update, paused in self._updates(step, state) if is_measured else ():
                 self._record(update, learning_rates[update.number - 1], bar)
                 if paused is None:
                     continue
                 state, number = paused, update.number
-                measured = None
-                if self.heldout is not None and _due(number, settings.evaluate_every, steps):
-                    measured = self.heldout.measure(state.whole)
-                    if not math.isfinite(measured["loss"]):
-                        raise Diverged(
-                            f"{self.prepared.name}: after step {number} the held-out loss is not finite", number
-                        )
-                    self._write("heldout", number, measured, {})
-                finished = self._is_finished(number)
+                loss = None
+                is_measured = not self._is_evaluated(number) or (loss := self._evaluate(state, number)) is not None
+                finished = is_measured and self._is_finished(number)
                 if self._is_saved(number) or (hosts.is_stopping and not finished):
-                    checkpoints.save(number, state, measured["loss"] if measured else None)
+                    checkpoints.save(number, state, loss)
                 if finished:
-                    break
+                    return state
                 if hosts.is_stopping:
-                    raise Preempted(
-                        f"told to stop, after step {number} of {steps} of {self.prepared.name}, which is saved; the "
-                        f"same command resumes it"
-                    )
-        return state
+                    break
+        raise hosts.stopped(f"after step {number} of {steps} of {name}, which is saved; the same command resumes it")
+
+    def _is_evaluated(self, number: int) -> bool:
+        return self.heldout is not None and _due(number, self.prepared.settings.evaluate_every, self.prepared.steps)
+
+    def _is_measured(self, number: int) -> bool:
+        """Whether a step that is resumed from has its held-out evaluation on record, if it is to have one."""
+        return (
+            number == 0
+            or not self._is_evaluated(number)
+            or self.computation.hosts.agree(
+                f"whether step {number} is evaluated", lambda: number in [row["step"] for row in self._heldout_rows()]
+            )
+        )
+
+    def _evaluate(self, state: State, number: int) -> float | None:
+        """The held-out loss after a step, on record; None where the run is told to stop before it is known."""
+        assert self.heldout is not None
+        # The best checkpoint is known by its loss: that has to be saved with it.
+        measured = self.heldout.measure(state.whole, may_stop=not self.prepared.settings.keep_best)
+        if measured is None:
+            return None
+        if not math.isfinite(measured["loss"]):
+            raise Diverged(f"{self.prepared.name}: after step {number} the held-out loss is not finite", number)
+        self._write("heldout", number, measured, {})
+        return measured["loss"]
 
     def _updates(self, step: trainer.Step, state: State):
         settings, plan, corpus = self.prepared.settings, self.prepared.training.plan, self.prepared.training.corpus
@@ -254,13 +282,15 @@ class Training:
     def _check_gates(self, state: State) -> None:
         training, rows = self.prepared.training, self.prepared.microbatch_rows
         rows_of = (training.plan, training.corpus, rows)
-        given = (self.computation.score, state.whole, *rows_of)
+        given, hosts = (self.computation.score, state.whole, *rows_of), self.computation.hosts
         gates.check_learnt(training.learned, training.plan.examples(0))
         first = plain = gates.first_logprobs(*given)
+        hosts.ask()
         mesh = self.computation.compute.mesh
         places_multiple = 1 if mesh is None else meshes.parts(dict(mesh.shape))[1]
         dtype = self.computation.compute.dtype
         gates.check_packing(first, *given, dtype, places_multiple)
+        hosts.ask()
         if state.frozen is not None:
             plain = gates.first_logprobs(self.plain, state.frozen, *rows_of)
             gates.check_adapters(first, plain, dtype)
@@ -301,9 +331,11 @@ class Training:
         )
 
     def _is_worse(self) -> bool:
-        rows = [row for row in self.run.metrics() if row["stage"] == self.prepared.name and row["kind"] == "heldout"]
-        losses = [row["loss"] for row in rows] or [math.inf]
+        losses = [row["loss"] for row in self._heldout_rows()] or [math.inf]
         return len(losses) - 1 - int(np.argmin(losses)) >= self.prepared.settings.patience
+
+    def _heldout_rows(self) -> list[dict[str, Any]]:
+        return [row for row in self.run.metrics() if row["stage"] == self.prepared.name and row["kind"] == "heldout"]
 
 
 def _due(number: int, period: int, last: int) -> bool:

@@ -1,17 +1,43 @@
 """The command: one function per verb. Heavy parts load inside the verb that needs them."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 
+from bactrian import interrupts
 from bactrian.cli.evaluate import evaluate_app
 from bactrian.cli.plan import plan
-from bactrian.errors import BactrianError, line
+from bactrian.errors import BactrianError, Preempted, line
+
+
+class _Verbs(typer.core.TyperGroup):
+    """The verbs. How one of them is interrupted is not left to typer, whose versions differ."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with interrupts.raised() as was_interrupted:
+                result = super().invoke(ctx)
+                if was_interrupted():
+                    raise KeyboardInterrupt  # a library kept it from us
+                return result
+        except KeyboardInterrupt as error:
+            told = isinstance(error, Preempted)
+            typer.echo(line(error) if told else "interrupted", err=True)
+            raise SystemExit(error.exit_code if told else interrupts.CODE) from None
+        except BrokenPipeError:
+            # As `| head` leaves: there is nobody to tell, now or when the interpreter flushes what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(128 + signal.SIGPIPE) from None
+
 
 app = typer.Typer(
+    cls=_Verbs,
     help="From a base Llama-family model to a chat assistant: data, SFT, DPO, evaluation, chat, model card.",
     no_args_is_help=True,
     add_completion=False,
@@ -72,15 +98,11 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
 
     from bactrian import hosts, progress
 
-    try:
-        with hosts.joined() as together:
-            progress.console.quiet = not together.is_first
-            from bactrian.pipeline import Pipeline
+    with hosts.joined() as together:
+        progress.console.quiet = not together.is_first
+        from bactrian.pipeline import Pipeline
 
-            Pipeline.open(recipe, folder, together).execute()
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command resumes it ({folder})", err=True)
-        raise typer.Exit(130) from None
+        Pipeline.open(recipe, folder, together).execute()
     if together.is_first:
         typer.echo(
             f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}",
@@ -108,14 +130,16 @@ def chat(
     found = assistant.find(model)
     template = found.chat(format)
     settings = Settings(max_tokens, temperature, top_k, top_p, template.stop_ids, seed)
-    terminal.chat(
-        found.engine(dtype),
-        verbs.prompter(template),
-        found.tokenizer.decode,
-        settings,
-        max_positions=found.config.max_positions,
-        system=system,
-    )
+    engine = found.engine(dtype)
+    with interrupts.each_raised():
+        terminal.chat(
+            engine,
+            verbs.prompter(template),
+            found.tokenizer.decode,
+            settings,
+            max_positions=found.config.max_positions,
+            system=system,
+        )
 
 
 @app.command()
@@ -199,11 +223,8 @@ def data_build(
     """Build a data set: Parquet shards, and a ledger of every row. Run again, it goes on where it was cut short."""
     from bactrian import build_verb
 
-    try:
+    with interrupts.kept("what is done so far"):
         build_verb.run(recipe, overrides or [], out, processes, as_json)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on with it", err=True)
-        raise typer.Exit(130) from None
 
 
 @data_app.command("show")
@@ -259,11 +280,8 @@ def data_sample(
     settings = Settings(max_tokens, temperature, 0, top_p, (), seed)
     sampling = on_policy.Sampling(answers, settings, policy, min_margin, keep_cut)
     found = assistant.find(model)
-    try:
+    with interrupts.kept("what is answered so far"):
         ledger = on_policy.sample(found, found.chat(format), asked, (judge, function), sampling, out)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on with it", err=True)
-        raise typer.Exit(130) from None
     typer.echo(json.dumps(ledger))
 
 

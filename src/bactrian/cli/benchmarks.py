@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bactrian import interrupts
 from bactrian.errors import InputError
 
 Model = Annotated[
@@ -58,7 +59,7 @@ def evaluate(
 
     subject = benchmarking.Subject(model, format, dtype)
     folder = out or benchmarking.folder(model, suite or "tasks")
-    try:
+    with interrupts.kept(f"what is answered so far ({folder})"):
         if tasks is not None:
             wanted = harness.Tasks(tuple(tasks.split(",")), tasks_folder, fewshot, limit, as_chat)
             scores = benchmarking.run_tasks(subject, wanted, folder)
@@ -69,9 +70,6 @@ def evaluate(
             scores = benchmarking.run_suite(
                 subject, suites.Wanted(papers, data, limit, run_code, expected), others, folder
             )
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command resumes it ({folder})", err=True)
-        raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(scores, ensure_ascii=False))
     else:

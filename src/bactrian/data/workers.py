@@ -56,7 +56,12 @@ def _shared(
     under_way: deque[Future[Result]] = deque()
     try:
         for task in tasks:
-            under_way.append(pool.submit(_work, task))
+            # A process that this starts has Ctrl-C blocked from its first instant on: the caller is interrupted.
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                under_way.append(pool.submit(_work, task))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             if len(under_way) >= _AHEAD * processes:
                 yield under_way.popleft().result()
         while under_way:
@@ -71,7 +76,6 @@ def _shared(
 
 def _begin(start: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
     global _function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller is interrupted, and ends this process
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel enough
     threading.Thread(target=_end_with_caller, daemon=True).start()
     _function = start(*arguments)

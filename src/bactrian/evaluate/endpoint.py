@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from bactrian import progress
+from bactrian import interrupts, progress
 from bactrian.data.records import Message
-from bactrian.errors import InputError, JudgeError
+from bactrian.errors import InputError, JudgeError, Preempted
 from bactrian.evaluate import needs
 from bactrian.evaluate.calls import Call, Failure, Reply, Store, Usable
 from bactrian.evaluate.pace import Budget, Limits, Pace, Purse, billed
@@ -101,10 +101,14 @@ class Endpoint:
         if waiting:
             with progress.bar(title, len(waiting)) as bar:
                 asking = _Asking(self, self._openai, usable, bar)
+                kept = "the replies so far are kept, and the same command asks for the others"
                 try:
-                    outcomes |= asyncio.run(asking.all(waiting))
+                    with interrupts.each_raised():
+                        outcomes |= asyncio.run(asking.all(waiting))
                 except asyncio.CancelledError:
-                    raise KeyboardInterrupt from None
+                    raise Preempted(f"told to stop; {kept}") from None
+                except KeyboardInterrupt:
+                    raise Preempted(f"interrupted; {kept}", interrupts.CODE) from None
         return [outcomes[key] for key in keys]
 
     def generate(self, prompts: Sequence[Prompt], settings: Settings) -> list[str]:
