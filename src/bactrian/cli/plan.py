@@ -20,14 +20,17 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Fail where the compiled text moves what it should not.")
     ] = False,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a chip, or a GPU, for an hour.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, max=1e6, help="Dollars for a chip, or a GPU, for an hour.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compile a recipe for hardware that is not here: memory, time, cost. Exits with 1 where it does not fit."""
+    from bactrian import progress
     from bactrian import recipe as recipes
     from bactrian.errors import InputError, RecipeError, RunFailed
     from bactrian.plan import check as checking
-    from bactrian.plan import planning, show, targets
+    from bactrian.plan import planning, show, targets, versions
     from bactrian.plan import search as searching
 
     if search and check:
@@ -36,11 +39,14 @@ def plan(
     name = stage or next(iter(whole.stages()))
     if name not in whole.stages():
         raise RecipeError(f"{recipe}: the recipe has no section [{name}]")
+    untested = versions.warning(versions.installed())
+    if untested:
+        progress.say(f"warning: {untested}")
     if search:
         found = []
         for planned in searching.best(whole, name, where):
             found.append(planned)
-            typer.echo(json.dumps(planned.to_json(price)) if as_json else show.summary(planned))
+            typer.echo(json.dumps(planned.to_json(price)) if as_json else show.summary(planned, price))
         if not found:
             raise RunFailed(f"{where.name}: no mesh, microbatch and remat that was tried fits; take a larger target")
         return

@@ -6,20 +6,25 @@ own, of an all-reduce twice that (once to add up, once to hand out). Devices are
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
-from bactrian.plan import hlo
+from bactrian.plan import groups, hlo, hlo_text
+from bactrian.plan.groups import Sizes
 from bactrian.plan.hlo import Frame, Instruction, Program, Trips
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 
 # What hands a value on, or a slice of it; the asynchronous are slices and copies between memories.
 _MOVES = ("slice", "get-tuple-element", "bitcast", "copy", "copy-start", "copy-done", "async-start", "async-done")
-
-Sizes = Mapping[str, int]  # of a mesh's axes, in their order
 
 
 class Collective(NamedTuple):
@@ -52,45 +57,75 @@ class Traffic(NamedTuple):
 
 
 def of(program: Program, sizes: Sizes, trips: Trips = lambda loop: 1.0) -> Iterator[Collective]:
-    """The collectives of a program over a mesh; those within groups of one device send nothing and are left out."""
+    """The collectives of a program over a mesh; those within groups of one device send nothing and are left out.
+
+    Raises `RunFailed` where one is not what its kind says: what it makes is not as large as what it is given makes it.
+    """
     seen: set[tuple[str, ...]] = set()
     for instruction, computation, home, times in program.runs(trips):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
+            _check_sends_nothing(instruction)
             continue
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+        channel = instruction.get("channel_id")
         if home != computation and channel:
             # TPUs run an asynchronous one inside other fusions: each of them, its start and its end hold a copy of it,
             # in one chain. Others may have its channel.
             chain = re.search(r'chain_id="?(\w+)', instruction.attributes)
-            copy = (home, channel[1], chain[1] if chain else "")
+            copy = (home, channel, chain[1] if chain else "")
             if copy in seen:
                 continue
             seen.add(copy)
-        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # as TPUs' compiler writes one: everybody then keeps a slice
-        group = _group(instruction.attributes, math.prod(sizes.values()))
+        group = groups.first(hlo_text.attributes(instruction.attributes), math.prod(sizes.values()))
         if len(group) < 2:
             continue
         here = program.computations[computation]
-        given = [here[operand].shape for operand in instruction.operands if operand in here]
-        size = sum(map(hlo.size, given))
+        given = _given(here, instruction)
+        _check_sizes(instruction, kind, given, len(group))
         arrays = [array for operand in instruction.operands for array in hlo.arrays(_unpadded(here, operand))]
+        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"  # as TPUs' compiler writes one: everybody then keeps a slice
         if kind == "collective-permute":
             arrays = hlo.arrays(_scattered(here, instruction.operands[0])) or arrays
         if kind == "all-gather":
-            # The result of one that is started is its operands, then what they become.
-            arrays = hlo.arrays(instruction.shape)[-len(given) :]
-        yield Collective(
-            kind,
-            _axes(group, sizes),
-            group,
-            tuple(arrays),
-            _sent(kind, size, len(group)),
-            times,
-            instruction.op_name,
-            hlo.own_frame(instruction),
+            arrays = _made(instruction, given)
+        size = sum(map(hlo.size, given))
+        made_by = instruction.op_name, hlo.own_frame(instruction)
+        sent = _sent(kind, size, len(group))
+        yield Collective(kind, groups.axes(group, sizes), group, tuple(arrays), sent, times, *made_by)
+
+
+def _given(here: dict[str, Instruction], instruction: Instruction) -> list[str]:
+    """The arrays that a collective is given."""
+    missing = [operand for operand in instruction.operands if operand not in here]
+    if missing or not instruction.operands:
+        raise hlo_text.misread(f"{instruction.name} is given {missing or 'nothing'}, which nothing makes")
+    return [array for operand in instruction.operands for array in hlo.arrays(here[operand].shape)]
+
+
+def _made(instruction: Instruction, given: list[str]) -> list[str]:
+    """The arrays that a collective makes; the result of one that is started is its operands, what they become, and
+    perhaps what it is followed by."""
+    made = hlo.arrays(instruction.shape)
+    return made[len(given) : 2 * len(given)] if instruction.opcode.endswith("-start") and made[len(given) :] else made
+
+
+def _check_sizes(instruction: Instruction, kind: str, given: list[str], group: int) -> None:
+    """Raise `RunFailed` where a collective does not make as much of what it is given as its kind says."""
+    more, less = (group, 1) if kind == "all-gather" else (1, group) if kind == "reduce-scatter" else (1, 1)
+    made = _made(instruction, given)
+    ours, its = more * sum(map(elements, given)), less * sum(map(elements, made))
+    if ours != its and kind != "ragged-all-to-all":
+        raise hlo_text.misread(
+            f"{instruction.name}, {kind} in groups of {group}, makes {', '.join(made)} of {', '.join(given)}"
         )
+
+
+def _check_sends_nothing(instruction: Instruction) -> None:
+    """Raise `RunFailed` of an instruction over devices that is of no kind that is counted."""
+    over = instruction.get("replica_groups") or instruction.get("source_target_pairs")
+    if over not in ("", "{}") and not instruction.opcode.endswith(("-done", "-update")):
+        raise hlo_text.misread(f"{instruction.name} is of a kind that is not known: {instruction.opcode}")
 
 
 def summed(collectives: Iterable[Collective]) -> list[Traffic]:
@@ -123,10 +158,9 @@ def _scattered(here: dict[str, Instruction], name: str) -> str:
     """
     left, index = here.get(name), 0
     while left is not None and (left.opcode in _MOVES or "ConcatBitcast" in left.attributes):
-        element = re.search(r"index=(\d+)", left.attributes) if left.opcode == "get-tuple-element" else None
-        index = int(element[1]) if element else index
+        index = int(left.get("index")) if left.opcode == "get-tuple-element" else index
         left = here.get(left.operands[0])
-    if left is None or not (left.opcode == "reduce-scatter" or "calls=%all-reduce-scatter" in left.attributes):
+    if left is None or not (left.opcode == "reduce-scatter" or left.get("calls").startswith("%all-reduce-scatter")):
         return ""
     return _unpadded(here, left.operands[index])
 
@@ -135,73 +169,6 @@ def _sent(kind: str, size: float, group: int) -> float:
     """Bytes that leave a device that gives `size` bytes."""
     if kind == "all-gather":
         return (group - 1) * size
-    if kind in ("reduce-scatter", "all-to-all"):
+    if kind in ("reduce-scatter", "all-to-all", "ragged-all-to-all"):
         return size * (group - 1) / group
     return 2 * size * (group - 1) / group if kind == "all-reduce" else size
-
-
-def _axes(group: tuple[int, ...], sizes: Sizes) -> tuple[str, ...]:
-    """The mesh axes along which the devices of a group differ."""
-    places = np.array(np.unravel_index(group, tuple(sizes.values())))
-    return tuple(axis for axis, along in zip(sizes, places, strict=True) if np.any(along != along[0]))
-
-
-def _group(attributes: str, devices: int) -> tuple[int, ...]:
-    """The first group of a collective. XLA writes them out, as a reshaped range, or by the axes of a mesh; of a permute
-    it writes who gives to whom, and the group are those that the first pair leads to."""
-    pairs = re.search(r"source_target_pairs=\{([\d,{} ]*)\}", attributes)
-    if pairs:
-        return _joined([(int(giver), int(taker)) for giver, taker in re.findall(r"(\d+),(\d+)", pairs[1])])
-    written = re.search(r"replica_groups=\{\{([\d, ]*)\}", attributes)
-    if written:
-        return tuple(map(int, written[1].split(",")))
-    range_of = re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes)
-    if range_of:
-        return tuple(_order(range_of[2]).reshape(_numbers(range_of[1]))[0].tolist())
-    mesh = re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*(?:\([\d,]*\))?)\))? ?\{([^}]*)\}", attributes
-    )
-    if mesh:
-        return _mesh_group(mesh[1], mesh[2], mesh[3])
-    return tuple(range(devices))
-
-
-def _joined(pairs: list[tuple[int, int]]) -> tuple[int, ...]:
-    """The devices that trade with each other, directly or through others, with those of the first pair of two."""
-    found = set(next((pair for pair in pairs if pair[0] != pair[1]), ()))
-    grown: set[int] = set()
-    while grown != found:
-        grown, found = found, found.union(*(pair for pair in pairs if found.intersection(pair)))
-    return tuple(sorted(found))
-
-
-def _mesh_group(axes: str, order: str | None, varied: str) -> tuple[int, ...]:
-    """`'a'=2,'b'=4`, an order such as `[2,4]T(1,0)`, and the axes `'a'` or parts of them `'b':(2)2` of a group."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    parts: dict[str, list[int]] = {name: [size] for name, size in sizes.items()}
-    kept: set[tuple[str, int]] = set()
-    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", varied):
-        if size:
-            first, own = int(before), int(size)
-            parts[name] = [first, own, sizes[name] // (first * own)]
-            kept.add((name, 1))
-        else:
-            kept.add((name, 0))
-    flat = [(name, index, size) for name, split in parts.items() for index, size in enumerate(split)]
-    devices = np.arange(math.prod(sizes.values())) if order is None else _order(order)
-    grid = devices.reshape([size for _, _, size in flat])
-    return tuple(grid[tuple(slice(None) if (n, i) in kept else 0 for n, i, _ in flat)].ravel().tolist())
-
-
-def _order(text: str) -> np.ndarray:
-    """The numbers that `[2,8]T(1,0)`, or a list of numbers, stands for."""
-    shape = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if shape is None:
-        return np.array(_numbers(text))
-    lengths = _numbers(shape[1])
-    grid = np.arange(math.prod(lengths)).reshape(lengths)
-    return (grid.transpose(_numbers(shape[2])) if shape[2] else grid).ravel()
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", text)]

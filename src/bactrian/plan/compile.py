@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from bactrian.errors import InputError, RunFailed
-from bactrian.plan import collectives, gpus, hlo, memory, steps
+from bactrian.errors import BactrianError, InputError, RunFailed
+from bactrian.plan import collectives, expected, gpus, hlo, memory, products, steps, versions
 from bactrian.plan.collectives import Collective
 from bactrian.plan.hlo import Instruction
 from bactrian.plan.memory import Buffer
 from bactrian.plan.steps import KEPT, Job
-from bactrian.plan.targets import Target
+from bactrian.plan.targets import GIB, Target
 
 _TOPOLOGIES = {"7x": "tpu7x"}
 _INSTALL = "it is not installed; install it with: pip install 'bactrian[plan]'"
@@ -37,6 +37,7 @@ class Measured(NamedTuple):
 
     arguments: bytes by what they are. total: all that it needs, which may be more than there is.
     attention: the implementation compiled, which is the one that a run on the target chooses.
+    products: operations of the matrix products that its text has.
     """
 
     total: float
@@ -45,6 +46,7 @@ class Measured(NamedTuple):
     collectives: tuple[Collective, ...]
     attention: str
     seconds: float
+    products: float = math.nan
 
 
 def measure(job: Job) -> Measured:
@@ -56,16 +58,39 @@ def measure(job: Job) -> Measured:
         done = subprocess.run(
             command, input=pickle.dumps(job), env=_environment(job.target, folder), capture_output=True
         )
+        if (folder / "refused").is_file():
+            raise RunFailed(
+                f"{job.target.name}: the {job.kind} step: {(folder / 'refused').read_text(encoding='utf-8')}"
+            )
         if done.returncode:
             raise RunFailed(f"{job.target.name}: the {job.kind} step does not compile: {_reason(done.stderr)}")
-        return pickle.loads((folder / "measured").read_bytes())
+        step: Measured = pickle.loads((folder / "measured").read_bytes())
+    check(job, step)
+    return step
+
+
+def check(job: Job, step: Measured) -> None:
+    """Raise `RunFailed` where what was read of a step cannot be true."""
+    if sum(step.arguments.values()) > step.total:
+        wrong = f"{step.total / GIB:.2f} GiB in all, less than its arguments take"
+    elif job.kind == "decode":
+        return
+    else:
+        measured = step.collectives, step.products
+        wrong = expected.broken(job.workload, job.recipe.model.remat, job.sizes, job.kind == "train", *measured)
+    if wrong:
+        said = versions.warning(versions.installed()) or f"jax {versions.installed()}"
+        raise RunFailed(f"{job.target.name}: the compiled text of the {job.kind} step was misread: {wrong}; {said}")
 
 
 def run_job() -> None:
     """The job on the standard input, measured into the folder that is named: what the process does."""
     folder = Path(sys.argv[1])
     job: Job = pickle.load(sys.stdin.buffer)
-    (folder / "measured").write_bytes(pickle.dumps(_measure(job, folder / "xla")))
+    try:
+        (folder / "measured").write_bytes(pickle.dumps(_measure(job, folder / "xla")))
+    except BactrianError as error:
+        (folder / "refused").write_text(str(error), encoding="utf-8")
 
 
 def _measure(job: Job, dump: Path) -> Measured:
@@ -80,10 +105,12 @@ def _measure(job: Job, dump: Path) -> Measured:
         code = 0
     took = time.monotonic() - began
     report = memory.read(dump)
-    found = collectives.of(report.program, job.sizes, partial(_trips, job))
+    trips = partial(_trips, job)
+    found = tuple(collectives.of(report.program, job.sizes, trips))
+    made = products.operations(report.program, trips)
     kept = step.arguments.get(KEPT, 0)
     held = (report.total + code + kept, step.arguments, report.buffers)
-    return Measured(*held, tuple(found), step.attention, took)
+    return Measured(*held, found, step.attention, took, made)
 
 
 def _trips(job: Job, loop: Instruction) -> float:

@@ -10,14 +10,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,<=]*)\]")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
+from bactrian.plan import hlo_text
+
+_HEAD = re.compile(r"(ENTRY )?%?([^\s(]+)\b.*\{$")
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
-_CALLED = re.compile(r"(?:calls|body|condition|true_computation|false_computation|to_apply)=%([\w.\-]+)")
-_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
-_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_TRIPS = re.compile(r"known_trip_count\W+n\W+(\d+)")
+_OP_NAME = re.compile(r'op_name="((?:\\.|[^"\\])*)"')
+# What applies a computation to elements or blocks of its operands, which is no run of it.
+_APPLIES = ("reduce", "reduce-window", "map", "sort", "scatter", "select-and-scatter", "custom-call")
+_CALLS = (
+    "calls",
+    "body",
+    "condition",
+    "to_apply",
+    "true_computation",
+    "false_computation",
+    "branch_computations",
+    "called_computations",
+)
+_COMPARES = {"LT": 0, "NE": 0, "LE": 1}  # by how much more often a loop runs than the limit says
 _INSIDE = "bactrian/"
 
 
@@ -43,6 +54,16 @@ class Instruction(NamedTuple):
     def op_name(self) -> str:
         found = _OP_NAME.search(self.attributes)
         return found[1] if found else ""
+
+    def get(self, attribute: str) -> str:
+        """An attribute's text, empty where it has none of that name."""
+        return hlo_text.attributes(self.attributes).get(attribute, "")
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that its attributes name, in their order."""
+        texts = [self.get(attribute) for attribute in _CALLS]
+        return [name.strip(" %") for text in texts for name in text.strip("{}").split(",") if name]
 
 
 class Run(NamedTuple):
@@ -82,29 +103,59 @@ class Program:
                 waiting += [(called, home if inside else called, each) for called in self._called(instruction)]
 
     def trips(self, loop: Instruction, unknown: Trips) -> float:
-        """How often a loop's body runs."""
+        """How often a loop's body runs: what XLA knows, or from its first index to the limit that it compares with."""
         told = _TRIPS.search(loop.attributes)
         if told:
             return float(told[1])
-        condition = self.computations[_attribute(loop, "condition")]
+        condition = self.computations[loop.get("condition").strip("%")]
         for compare in condition.values():
-            if compare.opcode == "compare" and "direction=LT" in compare.attributes:
-                for operand in compare.operands:
-                    limit = condition.get(operand)
-                    if limit is not None and limit.opcode == "constant":
-                        return float(limit.operands[0])
+            more = _COMPARES.get(compare.get("direction")) if compare.opcode == "compare" else None
+            if more is None:
+                continue
+            limit = self._constant(condition, compare.operands[1])
+            if limit is not None:
+                index = self._through(condition, compare.operands[0])
+                first = self._first(loop, index) if index is not None else None
+                return max(0.0, limit - (first or 0.0) + more)
         return unknown(loop)
 
+    def _first(self, loop: Instruction, index: Instruction) -> float | None:
+        """The constant that an element of a loop's tuple begins with."""
+        here = self._home(loop)
+        given = self._through(here, loop.operands[0])
+        number = index.get("index") if index.opcode == "get-tuple-element" else ""
+        if given is None or given.opcode != "tuple" or not number:
+            return None
+        return self._constant(here, given.operands[int(number)])
+
+    def _home(self, instruction: Instruction) -> dict[str, Instruction]:
+        return next(part for part in self.computations.values() if part.get(instruction.name) is instruction)
+
+    def _constant(self, here: dict[str, Instruction], name: str) -> float | None:
+        found = self._through(here, name)
+        if found is None or found.opcode != "constant":
+            return None
+        try:
+            return float(found.operands[0])
+        except ValueError:
+            return None
+
+    def _through(self, here: dict[str, Instruction], name: str) -> Instruction | None:
+        """What a copy, however it is called, is a copy of."""
+        found = here.get(name)
+        while found is not None and found.opcode in ("copy", "bitcast", "convert", "opt-barrier"):
+            found = here.get(found.operands[0])
+        return found
+
     def _called(self, instruction: Instruction) -> list[str]:
-        opcode = instruction.opcode
-        if opcode not in ("fusion", "while", "conditional", "call") and not opcode.endswith("-start"):
+        opcode = instruction.opcode.removesuffix("-start")
+        # A collective's `to_apply` is its reduction; what an asynchronous one runs, it runs once.
+        if opcode in (*_APPLIES, "all-reduce", "reduce-scatter") or opcode.endswith(("-update", "-done")):
             return []
-        found = _CALLED.findall(instruction.attributes)
-        for names in _BRANCHES.findall(instruction.attributes):
-            found += re.findall(r"[\w.\-]+", names)
-        # A collective's `to_apply` is its reduction.
-        reductions = {"all-reduce-start", "reduce-scatter-start"}
-        return [] if instruction.opcode in reductions else [name for name in found if name in self.computations]
+        missing = [name for name in instruction.called if name not in self.computations]
+        if missing:
+            raise hlo_text.misread(f"{instruction.name} calls {missing[0]}, which is not there")
+        return instruction.called
 
 
 def parse(text: str) -> Program:
@@ -114,31 +165,29 @@ def parse(text: str) -> Program:
     entry, current = "", None
     for line in text.splitlines():
         if current is None:
-            head = _HEAD.match(line)
-            if head and not line.startswith("HloModule"):
+            head = None if line.startswith(("HloModule", " ")) else _HEAD.match(line)
+            if head:
                 current = computations[head[2]] = {}
                 entry = head[2] if head[1] else entry
         elif line.startswith("}"):
             current = None
         else:
-            instruction = _instruction(line, stack)
-            if instruction is not None:
-                current[instruction.name] = instruction
+            words = hlo_text.line(line)
+            if words is not None:
+                _add(current, words, stack)
+    if not computations.get(entry):
+        raise hlo_text.misread("it has no entry")
     return Program(computations, entry)
 
 
 def size(shape: str) -> float:
     """Bytes of an array's or a tuple's elements, without the padding of a layout."""
-    total = 0.0
-    for dtype, lengths in _ARRAY.findall(shape):
-        count = math.prod(int(length.removeprefix("<=")) for length in lengths.split(",") if length)
-        total += count * _width(dtype)
-    return total
+    return sum(math.prod(lengths) * _width(dtype) for dtype, lengths in hlo_text.arrays(shape))
 
 
 def arrays(shape: str) -> list[str]:
     """The arrays in a type's text, each as `bf16[2,8]`."""
-    return [f"{dtype}[{lengths}]" for dtype, lengths in _ARRAY.findall(shape)]
+    return [f"{dtype}[{','.join(map(str, lengths))}]" for dtype, lengths in hlo_text.arrays(shape)]
 
 
 def own_frame(instruction: Instruction) -> Frame | None:
@@ -154,30 +203,29 @@ def _width(dtype: str) -> float:
     return int(bits[1]) / 8
 
 
-def _instruction(line: str, stack: list[tuple[Frame, ...]]) -> Instruction | None:
-    found = _LINE.match(line)
-    if not found:
-        return None
-    rest = line[found.end() :]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opening = rest.index("(")
-    closing = _closing(rest, opening)
-    inside, attributes = rest[opening + 1 : closing], rest[closing + 1 :]
-    operands = re.findall(r"%([\w.\-]+)", inside) or ([inside] if inside else [])
-    frame = _FRAME.search(attributes)
+def _add(here: dict[str, Instruction], words: hlo_text.Line, stack: list[tuple[Frame, ...]]) -> None:
+    """Put an instruction into its computation, and before it the elements of tuples that it takes by number."""
+    frame = _FRAME.search(words.attributes)
     number = int(frame[1]) if frame else 0
     frames = stack[number] if number < len(stack) else ()
-    return Instruction(found[1], rest[:opening], shape, tuple(operands), attributes, frames)
+    if words.opcode in ("constant", "parameter", "iota"):
+        names = [words.inside] if words.inside else []
+    else:
+        names = [_element(here, each) for each in hlo_text.operands(words.inside)]
+    here[words.name] = Instruction(words.name, words.opcode, words.shape, tuple(names), words.attributes, frames)
 
 
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for match in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if match[0] == "(" else -1
-        if depth == 0:
-            return match.start()
-    return len(text) - 1
+def _element(here: dict[str, Instruction], operand: hlo_text.Reference) -> str:
+    """The name of an operand; one that is an element of a tuple becomes an instruction of its own."""
+    name = operand.name
+    for index in operand.indices:
+        if name not in here:
+            raise hlo_text.misread(f"an element of {name}, which nothing makes")
+        whole, name = here[name], f"{name}#{index}"
+        if name not in here:
+            shape = hlo_text.element(whole.shape, index)
+            here[name] = Instruction(name, "get-tuple-element", shape, (whole.name,), f", index={index}", whole.frames)
+    return name
 
 
 def _stack(text: str) -> list[tuple[Frame, ...]]:
@@ -203,9 +251,3 @@ def _stack(text: str) -> list[tuple[Frame, ...]]:
 def _table(text: str, title: str) -> list[str]:
     found = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.M)
     return [line.partition(" ")[2] for line in found[1].splitlines()] if found else []
-
-
-def _attribute(instruction: Instruction, name: str) -> str:
-    found = re.search(rf"{name}=%([\w.\-]+)", instruction.attributes)
-    assert found is not None, f"{instruction.name} has no {name}"
-    return found[1]

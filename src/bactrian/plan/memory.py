@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bactrian.errors import RunFailed
-from bactrian.plan import hlo
+from bactrian.plan import hlo, hlo_text
 from bactrian.plan.hlo import Instruction, Program
 
 
@@ -68,7 +68,7 @@ class _Makers:
         for part in program.computations.values():
             for each in part.values():
                 if each.opcode == "while":
-                    self._loops |= dict.fromkeys(re.findall(r"(?:body|condition)=%([\w.\-]+)", each.attributes), each)
+                    self._loops |= dict.fromkeys(each.called, each)
 
     def find(self, name: str, index: int, steps: int = 32) -> Instruction | None:
         """The instruction that made the value, the `index`-th of a tuple, that an instruction has."""
@@ -81,16 +81,16 @@ class _Makers:
         if instruction.opcode == "tuple" and index < len(operands):
             return self.find(operands[index], 0, steps - 1) or instruction
         if instruction.opcode == "get-tuple-element" and operands[0] in here:
-            element = re.search(r"index=(\d+)", instruction.attributes)
-            return self.find(operands[0], int(element[1]) if element else 0, steps - 1) or instruction
+            return self.find(operands[0], int(instruction.get("index") or 0), steps - 1) or instruction
         if instruction.opcode == "while":
-            body = re.search(r"body=%([\w.\-]+)", instruction.attributes)
-            last = list(self._program.computations[body[1]].values())[-1] if body else instruction
+            body = self._program.computations[instruction.get("body").strip("%")]
+            last = list(body.values())[-1]
             return self.find(last.name, index, steps - 1) or instruction
         if instruction.opcode == "fusion" and not instruction.op_name:
-            called = re.search(r"calls=%([\w.\-]+)", instruction.attributes)
-            inside = list(self._program.computations[called[1]].values()) if called else []
-            return next((each for each in reversed(inside) if each.op_name), instruction)
+            inside = [each for name in instruction.called for each in self._program.computations[name].values()]
+            made = hlo.arrays(instruction.shape)[index:][:1]
+            alike = (each for each in reversed(inside) if each.op_name and hlo.arrays(each.shape) == made)
+            return next(alike, instruction)
         if instruction.opcode in ("copy", "bitcast", "copy-start", "copy-done", "opt-barrier") and operands[0] in here:
             return self.find(operands[0], index, steps - 1) or instruction
         return instruction
@@ -101,7 +101,9 @@ class _Makers:
 
 def _total(path: Path) -> int:
     found = re.search(r"^Total bytes: (\d+)", path.read_text(encoding="utf-8"), re.M)
-    return int(found[1]) if found else 0
+    if found is None:
+        raise hlo_text.misread(f"{path.name} says no total")
+    return int(found[1])
 
 
 def _buffer(makers: _Makers, name: str, index: int, bytes: int) -> Buffer:

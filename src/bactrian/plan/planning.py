@@ -6,7 +6,7 @@ from typing import Any
 
 from bactrian.errors import RecipeError
 from bactrian.model import mesh as meshes
-from bactrian.plan import collectives, compile, estimate, targets, workload
+from bactrian.plan import collectives, compile, estimate, targets, versions, workload
 from bactrian.plan.compile import Measured
 from bactrian.plan.estimate import Times
 from bactrian.plan.steps import Job, Kind
@@ -68,6 +68,11 @@ class Planned:
         return estimate.useful_flops(self.workload) / (self.seconds * self.target.devices * self.target.chip.flops)
 
     @property
+    def padding(self) -> float:
+        """What share of the positions that an update computes hold no token."""
+        return 1 - self.workload.places / self.workload.computed_places
+
+    @property
     def hours(self) -> float | None:
         """Of all updates, and for DPO of the reference pass, which goes forward through one epoch."""
         if self.seconds is None:
@@ -107,6 +112,7 @@ class Planned:
             "microbatch_rows": work.microbatch_rows,
             "microbatches": work.microbatches,
             "tokens_per_step": work.places,
+            "padding": self.padding,
             "lengths": "drawn" if work.drawn else "real",
             "hours": hours,
             "device_hours": None if hours is None else hours * self.target.devices,
@@ -114,6 +120,8 @@ class Planned:
             "cost": None if price is None or chip_hours is None else chip_hours * price,
             "compile_seconds": sum(step.seconds for step in self.steps.values()),
             "attention": self.train.attention,
+            "jax": versions.installed(),
+            "jax_tested": versions.is_tested(versions.installed()),
             "same_as_run": True,  # the steps are built by `Computation.of`, which a run asks for the same device
         }
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from itertools import islice, product
 
 from bactrian.errors import DataError, RecipeError, RunFailed
-from bactrian.model import llama, shards
+from bactrian.model import llama
 from bactrian.model import mesh as meshes
-from bactrian.plan import estimate, planning, workload
-from bactrian.plan.collectives import Collective
+from bactrian.plan import estimate, expected, planning, workload
 from bactrian.plan.planning import Planned
 from bactrian.plan.steps import Kind
 from bactrian.plan.targets import Target
@@ -114,37 +113,7 @@ def _of_mesh(
 
 def _lower(work: Workload, remat: llama.Remat, target: Target, sizes: dict[str, int]) -> estimate.Times:
     """The lower bound of an update, with the collectives that its mesh makes necessary."""
-    return estimate.bounds(work, remat, target, sizes["tensor"], list(_collectives(work, target, sizes)))
-
-
-def _collectives(work: Workload, target: Target, sizes: dict[str, int]) -> Iterator[Collective]:
-    """Weights fetched forward and backward, their gradients scattered, and added up over the copies once; activations
-    traded over tensor and sequence."""
-    config, group = work.config, tuple(range(target.devices))
-    tensor, sequence, copies = sizes["tensor"], sizes["sequence"], sizes["data"]
-    holders = target.devices // tensor // copies
-    weights = estimate.layer_bytes(config) * config.num_layers / tensor
-    if holders > 1:
-        sent = estimate.passes(work) * weights * (holders - 1) / holders
-        over = group[: holders * tensor : tensor]
-        yield Collective("all-gather", ("fsdp", "sequence"), over, (), sent, work.microbatches, "", None)
-    if copies > 1 and work.adapters is None:
-        # In float32, twice as wide as what is computed with.
-        sent = 2 * 2 * weights / holders * (copies - 1) / copies
-        yield Collective("all-reduce", ("data",), group[:: holders * tensor], (), sent, 1.0, "", None)
-    hidden = 2 * work.computed_places / work.microbatches / holders / copies * config.hidden_size
-    if tensor > 1:
-        # Twice a layer places are fetched and results added up, forward, again and backward.
-        sent = 12 * config.num_layers * hidden * (tensor - 1) / tensor
-        yield Collective("all-gather", ("tensor",), group[:tensor], (), sent, work.microbatches, "", None)
-    if sequence > 1:
-        # Forward, again and backward: keys and values to all, or a part of them, of queries and of results to each.
-        gathers = shards.gathers_keys(sizes, llama.share(config, None).counts)
-        keys = 2 * max(config.num_kv_heads / tensor, 1)
-        heads = keys if gathers else (keys + 2 * config.num_heads / tensor) / sequence
-        sent = 3 * config.num_layers * hidden * heads / config.num_heads * (sequence - 1)
-        over, kind = group[: tensor * sequence : tensor], "all-gather" if gathers else "all-to-all"
-        yield Collective(kind, ("sequence",), over, (), sent, work.microbatches, "", None)
+    return estimate.bounds(work, remat, target, sizes["tensor"], list(expected.collectives(work, sizes)))
 
 
 def _held(work: Workload, devices: int) -> float:

@@ -1,23 +1,29 @@
 """A plan as a person reads it."""
 
+import math
+
 from bactrian.plan import check, collectives, estimate, planning
 from bactrian.plan.planning import Planned
 from bactrian.plan.targets import GIB
 
 _BUFFERS = 6
+_MOSTLY = 0.5  # of what is computed: more padding than that has a way out named
+_FIND = "--search finds one"
 
 
 def lines(planned: Planned, price: float | None = None) -> list[str]:
     """The plan, line by line."""
-    return [*_header(planned), *_memory(planned), *_work(planned), *_time(planned, price)]
+    return [*_header(planned), *_padding(planned), *_memory(planned), *_work(planned), *_time(planned, price)]
 
 
-def summary(planned: Planned) -> str:
-    """One line of a search: the mesh, what it leaves, how long a step takes."""
+def summary(planned: Planned, price: float | None = None) -> str:
+    """One line of a search: the mesh, how long a step and the stage take, what it costs, what it leaves."""
     shape = " × ".join(f"{axis} {size}" for axis, size in planned.sizes.items() if size > 1) or "one device"
     free = (planned.target.memory - planned.train.total) / GIB
     rows = f"{planned.workload.name}.microbatch_rows={planned.workload.microbatch_rows}"
     seconds = "unknown" if planned.seconds is None else f"{planned.seconds:.2f} s a step"
+    if planned.hours is not None:
+        seconds += f", {planned.hours:,.1f} hours{_cost(planned.hours * planned.target.chips, price)}"
     return f"{shape}, {rows}, model.remat={planned.recipe.model.remat}: {seconds}, {free:.1f} GiB free"
 
 
@@ -44,6 +50,28 @@ def _header(planned: Planned) -> list[str]:
         f"  batch       {rows}; {work.places:,.0f} tokens in an update ({whence})",
         f"  computed    {model.compute_dtype}, remat {model.remat}, attention {planned.train.attention}",
     ]
+
+
+def _padding(planned: Planned) -> list[str]:
+    """How much of what is computed is padding, and a way out where most is: rows that examples do not fill."""
+    work, share = planned.workload, planned.padding
+    said = [f"  padding     {share:.0%} of the positions computed"]
+    if share > _MOSTLY:
+        filled, name = math.ceil(work.places / work.plan.row_length), work.name
+        parts = planned.sizes["data"] * planned.sizes["fsdp"]
+        ways = [f"a larger {name}.batch_size", f"{name}.row_length={_shorter(planned)} where no example is longer"]
+        if parts > filled:
+            ways.insert(0, f"a mesh of fewer than {parts} rows, as with mesh.sequence or mesh.tensor ({_FIND})")
+        said.append(
+            f"              examples fill {filled} of the {work.plan.rows} rows; less padding: {', '.join(ways)}"
+        )
+    return said
+
+
+def _shorter(planned: Planned) -> int:
+    """The length of rows that an update's tokens would fill, a multiple of 128."""
+    work = planned.workload
+    return min(work.plan.row_length, max(128, 128 * math.ceil(work.places / work.plan.rows / 128)))
 
 
 def _memory(planned: Planned) -> list[str]:
@@ -73,7 +101,7 @@ def _time(planned: Planned, price: float | None) -> list[str]:
     if seconds is None or hours is None:
         return ["", f"{planned.workload.updates:,} updates; nothing is known of how fast this hardware is"]
     chip_hours = hours * planned.target.chips
-    cost = "" if price is None else f", {chip_hours * price:,.0f} at {price:g} for a chip and hour"
+    cost = _cost(chip_hours, price)
     each = ", ".join(f"{name} {value:.2f} s" for name, value in lower._asdict().items())
     return [
         "",
@@ -83,6 +111,14 @@ def _time(planned: Planned, price: float | None) -> list[str]:
         f"{hours * planned.target.devices:,.0f} device-hours, {chip_hours:,.0f} chip-hours{cost}",
         f"compiled in {sum(step.seconds for step in planned.steps.values()):.0f} s",
     ]
+
+
+def _cost(chip_hours: float, price: float | None) -> str:
+    return "" if price is None else f", {_dollars(chip_hours * price)} at ${price:,.2f} per chip-hour"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:,.0f}" if amount >= 10 else f"${amount:,.2f}"
 
 
 def _buffer(buffer) -> str:
