@@ -21,6 +21,7 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors interrupts cli.options",
+    "process",
     "files",
     "cluster notices",
     "hosts",

@@ -1,11 +1,9 @@
 """`bactrian data build`: a data recipe becomes a data set, and its account is printed."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bactrian import progress
@@ -22,11 +20,11 @@ def run(path: Path, overrides: Sequence[str], out: Path | None, processes: int |
     folder = out or Path("data") / recipe.name
     ledger = build.build(recipe, _chat(recipe), folder, processes)
     if as_json:
-        print(json.dumps(ledger, ensure_ascii=False))
+        progress.show_json(ledger)
     else:
         _print(ledger)
     rows, account = f"{ledger['written']:,} in {folder}", folder / "ledger.json"
-    progress.say(f"done: {folder}\n  rows             {rows}\n  account          {account}")
+    progress.say(f"done: {folder}", f"  rows             {rows}", f"  account          {account}")
 
 
 def _chat(recipe: Build) -> Chat | None:
@@ -46,5 +44,4 @@ def _print(ledger: dict[str, Any]) -> None:
         counts = [entry[key] for key in ("read", "kept", "written", "tokens", "learned_tokens")]
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(entry["dropped"].items()))
         table.add_row(entry["name"], *("" if count is None else f"{count:,}" for count in counts), dropped)
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 200)
+    progress.table(200).print(table)

@@ -1,19 +1,17 @@
 """The command: one function per verb. Heavy parts load inside the verb that needs them."""
 
-import json
-import os
-import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 import typer.core
 
-from bactrian import interrupts
+from bactrian import interrupts, process, progress
 from bactrian.cli.evaluate import evaluate_app
 from bactrian.cli.plan import plan
-from bactrian.errors import BactrianError, Preempted, line
+from bactrian.errors import BactrianError, OutputLost, Preempted, line, refusal
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -28,12 +26,8 @@ class _Verbs(typer.core.TyperGroup):
                 return result
         except KeyboardInterrupt as error:
             told = isinstance(error, Preempted)
-            typer.echo(line(error) if told else "interrupted", err=True)
+            progress.tell(line(error) if told else "interrupted")
             raise SystemExit(error.exit_code if told else interrupts.CODE) from None
-        except BrokenPipeError:
-            # As `| head` leaves: there is nobody to tell, now or when the interpreter flushes what is left.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 app = typer.Typer(
@@ -96,7 +90,7 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
     suffix = "" if len(stages) > 1 else f"-{'-'.join(stages)}"
     folder = run_dir or Path("runs") / f"{recipe.name}{suffix}"
 
-    from bactrian import hosts, progress
+    from bactrian import hosts
 
     with hosts.joined() as together:
         progress.console.quiet = not together.is_first
@@ -104,9 +98,8 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
 
         Pipeline.open(recipe, folder, together).execute()
     if together.is_first:
-        typer.echo(
-            f"done: {folder}\n  model and card   {folder / 'export'}\n  talk to it       bactrian chat {folder}",
-            err=True,
+        progress.say(
+            f"done: {folder}", f"  model and card   {folder / 'export'}", f"  talk to it       bactrian chat {folder}"
         )
 
 
@@ -166,7 +159,10 @@ def generate(
     settings = Settings(max_tokens, temperature, top_k, top_p, (), seed)
     prompts = verbs.read_prompts(prompt or [], file, raw)
     for row in verbs.generate(model, prompts, settings, None if raw else format, dtype):
-        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else row["text"])
+        if as_json:
+            progress.show_json(row)
+        else:
+            progress.show(row["text"])
 
 
 @app.command()
@@ -183,7 +179,7 @@ def score(
     from bactrian import verbs
 
     for row in verbs.score(model, file, verbs.Scoring(format, learn, reference, beta, dtype)):
-        typer.echo(json.dumps(row))
+        progress.show_json(row)
 
 
 @app.command()
@@ -197,7 +193,7 @@ def export(
     from bactrian import verbs
 
     verbs.export(model, out, format, dtype)
-    typer.echo(f"wrote {out}", err=True)
+    progress.say(f"wrote {out}")
 
 
 @app.command()
@@ -209,7 +205,7 @@ def card(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fol
 
     existing = Run.existing(folder)
     report.plot(existing)
-    typer.echo(cards.write(existing))
+    progress.show(str(cards.write(existing)))
 
 
 @data_app.command("build")
@@ -282,7 +278,7 @@ def data_sample(
     found = assistant.find(model)
     with interrupts.kept("what is answered so far"):
         ledger = on_policy.sample(found, found.chat(format), asked, (judge, function), sampling, out)
-    typer.echo(json.dumps(ledger))
+    progress.show_json(ledger)
 
 
 StageOption = Annotated[Literal["sft", "dpo"] | None, typer.Option(help="The first stage's if not given.")]
@@ -306,11 +302,11 @@ def data_stats(
     measured = stats.measure(opened.settings.data, opened.chat, cache_root())
     summary = stats.summarize(measured, opened.settings.data)
     if as_json:
-        typer.echo(json.dumps(summary))
+        progress.show_json(summary)
     else:
         stats.show(summary)
     for path in stats.plot(measured, plots) if plots else ():
-        typer.echo(f"wrote {path}", err=True)
+        progress.say(f"wrote {path}")
 
 
 @data_app.command("check")
@@ -330,7 +326,7 @@ def data_check(
     opened = pipeline.open_stage(whole, stage)
     report = check.check(opened.name, opened.settings, opened.base, opened.chat, whole.seed, cache_root())
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        progress.show_json(report.to_json())
     else:
         check.show(report)
     if not report.is_well:
@@ -338,9 +334,23 @@ def data_check(
 
 
 def main() -> None:
-    """The `bactrian` command: ours goes wrong in one line, a bug keeps its traceback."""
+    """The `bactrian` command: ours, and what the machine refuses, goes wrong in one line; a bug keeps its traceback."""
+    if sys.stdout is sys.__stdout__:  # this process is the command's own
+        process.prepare()
+    sys.exit(_told(_told(0, lambda: app(prog_name="bactrian")), lambda: sys.stdout.flush()))
+
+
+def _told(code: int, call: Callable[[], None]) -> int:
+    """The exit code after a call, its fault told in a line; that of before where it went well."""
     try:
-        app(prog_name="bactrian")
-    except BactrianError as error:
-        typer.echo(line(error), err=True)
-        sys.exit(error.exit_code)
+        call()
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except Exception as error:
+        told = error if isinstance(error, BactrianError) else refusal(error)
+        if told is None:
+            raise
+        if not (isinstance(told, OutputLost) and told.is_quiet):
+            progress.tell(line(told))
+        return code or told.exit_code
+    return code

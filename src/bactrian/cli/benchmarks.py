@@ -1,12 +1,11 @@
 """`bactrian evaluate MODEL`: the benchmarks of the paper, or tasks of lm-eval, on one model."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from bactrian import interrupts
+from bactrian import interrupts, progress
 from bactrian.errors import InputError
 
 Model = Annotated[
@@ -71,7 +70,7 @@ def evaluate(
                 subject, suites.Wanted(papers, data, limit, run_code, expected), others, folder
             )
     if as_json:
-        typer.echo(json.dumps(scores, ensure_ascii=False))
+        progress.show_json(scores)
     else:
         benchmarking.show(scores)
-        typer.echo(f"done: {folder}", err=True)
+        progress.say(f"done: {folder}")

@@ -1,12 +1,12 @@
 """The verbs of `bactrian evaluate`. Heavy parts load inside the verb that needs them."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bactrian import progress
 from bactrian.cli import benchmarks
 from bactrian.cli.options import WithDefault, grouped
 from bactrian.errors import InputError
@@ -266,10 +266,10 @@ def _asked(model: str | None, out: Path | None, benchmark: str, other: str) -> t
 
 def _tell(scores: dict[str, Any], as_json: bool, is_plan: bool, table: str, *about: str) -> None:
     if as_json:
-        typer.echo(json.dumps(scores, ensure_ascii=False))
+        progress.show_json(scores)
     elif is_plan:
         for name, value in scores.items():
-            typer.echo(f"{name.replace('_', ' ')}: {value:,}")
+            progress.show(f"{name.replace('_', ' ')}: {value:,}")
     elif scores:
         from bactrian.evaluate import tables
 

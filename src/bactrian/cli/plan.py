@@ -1,8 +1,7 @@
 """`bactrian plan RECIPE`: what a recipe needs on hardware that is not here."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -46,14 +45,23 @@ def plan(
         found = []
         for planned in searching.best(whole, name, where):
             found.append(planned)
-            typer.echo(json.dumps(planned.to_json(price)) if as_json else show.summary(planned, price))
+            _show(planned.to_json(price) if as_json else [show.summary(planned, price)])
         if not found:
             raise RunFailed(f"{where.name}: no mesh, microbatch and remat that was tried fits; take a larger target")
         return
     planned = planning.make(whole, name, where, planning.kinds_of(whole, name))
-    typer.echo(json.dumps(planned.to_json(price)) if as_json else "\n".join(show.lines(planned, price)))
+    _show(planned.to_json(price) if as_json else show.lines(planned, price))
     if not planned.fits:
         raise RunFailed(show.misfit(planned))
     strange = checking.violations(planned) if check else []
     if strange:
         raise RunFailed(f"{where.name}: {strange[0]}" + (f" (and {len(strange) - 1} more)" if strange[1:] else ""))
+
+
+def _show(said: dict[str, Any] | list[str]) -> None:
+    from bactrian import progress
+
+    if isinstance(said, dict):
+        progress.show_json(said)
+    else:
+        progress.show("\n".join(said))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bactrian import progress
@@ -15,7 +14,7 @@ _SIDE_BY_SIDE = 3  # models
 def show(table: Table) -> None:
     """Print a table."""
     # Where it goes to a file, no cell needs to be broken.
-    Console(highlight=False, width=None if Console().is_terminal else 140).print(table)
+    progress.table(140).print(table)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

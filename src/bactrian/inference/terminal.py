@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from bactrian.errors import InputError
+from bactrian import progress
+from bactrian.errors import InputError, printable
 from bactrian.inference.engine import Ids, Settings
 
 _HELP = (
     "/reset forgets the conversation, /system TEXT sets the system message (none without TEXT), /exit or Ctrl-D ends"
 )
-_UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not yet a whole character
 _INVISIBLE = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not yet a whole character
 
 
 class Turn(NamedTuple):
@@ -60,13 +61,11 @@ def chat(
     stops the answer and what was said of it counts; errors are shown and the chat goes on. From a pipe every line is a
     message, standard output holds the answers alone and the rest goes to standard error; an InputError ends it.
     """
-    from rich.console import Console
-
     interactive = sys.stdin.isatty()
-    console = Console(stderr=not interactive, highlight=False, soft_wrap=True)
+    console = progress.Plain(stderr=not interactive)
 
     def note(text: str) -> None:
-        console.print(text, style="dim", markup=False)
+        console.print(printable(text), style="dim")
 
     state = _Chat(engine, prompt_ids, decode, settings, max_positions, note, system)
     if interactive:
@@ -104,7 +103,8 @@ def _typed(note: Callable[[str], None]) -> Iterator[str]:
         try:
             yield input("> ")
         except KeyboardInterrupt:
-            note("\n/exit or Ctrl-D ends the chat")
+            print()
+            note("/exit or Ctrl-D ends the chat")
         except EOFError:
             print()
             return

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
+from bactrian import progress
 from bactrian.assistant import Assistant
 from bactrian.data.chat import Chat
-from bactrian.errors import DataError
+from bactrian.errors import DataError, printable
 from bactrian.look.stats import Measured, measure
 from bactrian.prepare import Prepared, prepare
 from bactrian.recipe import Stage, StageName
@@ -157,7 +157,7 @@ def _share(flags: np.ndarray) -> float:
 
 def show(report: Report) -> None:
     """Print a report."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = progress.Plain()
     numbers = report.numbers
     shares = ", ".join(f"{share:.2%} at {length}" for length, share in numbers["too_long"].items())
     console.print(f"{report.stage}: {numbers['rows']:,} rows with something to learn")
@@ -170,7 +170,7 @@ def show(report: Report) -> None:
         console.print(f"packing: rows of {numbers['row_length']} places, {numbers['packing']:.1%} full")
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for level, _, text in sorted(report.findings, key=lambda finding: list(colours).index(finding.level)):
-        console.print(f"[{colours[level]}]{level}[/]: ", end="")
-        console.print(text, markup=False)
+        console.print(level, style=colours[level], end="")
+        console.print(f": {printable(text)}")
     if not report.findings:
         console.print("nothing found that would go wrong")

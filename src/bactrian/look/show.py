@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 
 from bactrian import progress
 from bactrian.data import packing
 from bactrian.data.records import Batch
 from bactrian.data.tokenizer import Tokenizer
-from bactrian.errors import InputError
+from bactrian.errors import InputError, shown
 from bactrian.look import page
 from bactrian.prepare import Prepared
 
@@ -80,15 +79,15 @@ def _alone(prepared: Prepared, example: int) -> tuple[Batch, str]:
 
 def _print(tokenizer: Tokenizer, batch: Batch, title: str) -> None:
     # Not wrapped here: a line break would look like one of the text.
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(title, markup=False)
+    console = progress.Plain()
+    console.print(title)
     console.print(Text.assemble("learnt tokens are ", ("green", _LEARNT), ", the others are only seen"))
     for row in range(len(batch.tokens)):
         if batch.segments[row].any():
             _print_row(console, tokenizer, batch, row)
 
 
-def _print_row(console: Console, tokenizer: Tokenizer, batch: Batch, row: int) -> None:
+def _print_row(console: progress.Plain, tokenizer: Tokenizer, batch: Batch, row: int) -> None:
     used = int((batch.segments[row] > 0).sum())
     console.rule(f"row {row + 1}: {used} of {batch.segments.shape[1]} places", align="left")
     for segment, example in enumerate(batch.examples[row], start=1):
@@ -114,6 +113,6 @@ def _runs(tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> list[tupl
     """Text of neighbouring tokens of one kind, decoded together so that characters of several tokens come out whole."""
     edges = [0, *(i for i in range(1, len(ids)) if learnt[i] != learnt[i - 1]), len(ids)]
     return [
-        (tokenizer.decode(ids[start:stop], skip_special=False), _LEARNT if learnt[start] else _SEEN)
+        (shown(tokenizer.decode(ids[start:stop], skip_special=False)), _LEARNT if learnt[start] else _SEEN)
         for start, stop in itertools.pairwise(edges)
     ]

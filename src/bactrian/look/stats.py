@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from bactrian import progress
 from bactrian.data import corpus as corpora
 from bactrian.data import screen, sources
 from bactrian.data.chat import Chat
@@ -121,12 +121,12 @@ def show(summary: dict[str, Any]) -> None:
         cells = [tokens["total"], tokens["mean"], *(tokens.get(f"p{p}") for p in _PERCENTILES)]
         share = "" if entry["learned_share"] is None else f"{entry['learned_share']:.1%}"
         table.add_row(entry["name"], *(_cell(c) for c in (entry["rows"], entry["turns"], *cells)), share)
-    console = Console(highlight=False, soft_wrap=True)
+    console = progress.Plain()
     console.print(table)
     for entry in summary["sources"]:
         if entry["dropped"]:
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(entry["dropped"].items()))
-            console.print(f"{entry['name']}: nothing to learn from {dropped}", markup=False)
+            console.print(f"{entry['name']}: nothing to learn from {dropped}")
     bias = summary["all"].get("length_bias")
     if bias:
         console.print(
