@@ -21,6 +21,7 @@ from bactrian.evaluate import (
     mt_bench_job,
     mt_bench_scores,
     published,
+    verdicts,
 )
 from bactrian.evaluate import judge as judges
 from bactrian.evaluate.alpaca_eval import Version
@@ -94,7 +95,7 @@ def open_judge(judging: Judging, store: Store, template: str | None = None, vers
         )
         return Endpoint(address, store, judging.limits, judging.budget)
     if kind == "replay" and rest:
-        return judges.replay(Path(rest), template, version)
+        return judges.replay(Path(rest), template, version, judging.model)
     if kind == "engine" and rest:
         name = judging.model or Path(rest).name
         return judges.Local(name, _judges_name(judging), _engine(rest, judging.format, judging.dtype), store)
@@ -288,10 +289,13 @@ def run_judge(
     with _opened(judging, folder, template, cast(Version, version)) as judge:
         if judge is None:
             raise InputError("say with --judge who is to be measured")
-        verdicts = judge_quality.judge(items, prompt, judge, samples, temperature)
-    folder.write_rows("judgments.jsonl", judge_quality.verdict_rows(items, verdicts))
-    scores = judge_quality.measure(items, verdicts)
+        found = judge_quality.judge(items, prompt, judge, samples, temperature)
+    rows = judge_quality.verdict_rows(items, found)
+    folder.write_rows("judgments.jsonl", rows)
+    verdicts.check(rows, folder, judge)
+    scores = judge_quality.measure(items, found)
     folder.write_scores(scores, [], benchmark="judge", judge=judge.name)
+    verdicts.tell_of_failures(rows, judge)
     return scores
 
 
@@ -328,9 +332,17 @@ def _plan(calls: list[Call], judging: Judging, folder: Folder, answers_to_make: 
     return plan
 
 
-def score_judgments(path: Path, questions: Path | None, baseline: str | None, out: Path | None = None) -> Row:
-    """MT-Bench's figures from judgments, rated or in pairs; with a folder, its files too. Raises `DataError`."""
+def score_judgments(
+    path: Path, questions: Path | None, baseline: str | None, out: Path | None = None, judge: str | None = None
+) -> Row:
+    """MT-Bench's figures from judgments, rated or in pairs; with a folder, its files too.
+
+    Raises `DataError`, also for several judges of which none is named, and `JudgeError` where too many failed.
+    """
     rows = published.rows(path)
+    rows = published.of_one(
+        rows, published.judge_of, "judges", judge, "say with --judge-model whose judgments to count"
+    )
     if mt_bench_scores.is_pairwise(rows):
         scores = mt_bench_scores.pairwise(rows, baseline)
     else:
@@ -345,14 +357,28 @@ def score_judgments(path: Path, questions: Path | None, baseline: str | None, ou
         if questions is not None:
             categories = {each.id: each.category for each in mt_bench.read_questions(questions)}
         scores = mt_bench_scores.single(rows, categories)
+    for model, failed in mt_bench_scores.failures(rows).items():
+        if model in scores:
+            verdicts.enough(failed, scores[model]["n"] + len(failed), "", f"{path}: of {model}, ")
     if out is not None:
         mt_bench_job.write_scores(Folder(out), [row for _, row in rows], scores)
     return scores
 
 
-def score_annotations(path: Path, files: alpaca_eval_job.Files, version: Version, out: Path | None) -> Row:
-    """AlpacaEval's figures from annotations; with a folder, its files too. Raises `DataError`."""
-    rows = alpaca_eval.read_annotations(path)
+def score_annotations(
+    path: Path,
+    files: alpaca_eval_job.Files,
+    version: Version,
+    out: Path | None,
+    name: str | None = None,
+    judge: str | None = None,
+) -> Row:
+    """AlpacaEval's figures from annotations; with a folder, its files too.
+
+    Raises `DataError`, also for several models or judges of which none is named; `JudgeError` where too many failed.
+    """
+    rows = alpaca_eval.annotations(alpaca_eval.of_one(published.rows(path), name, judge))
+    verdicts.enough(alpaca_eval.failures(rows), len(rows), "", f"{path}: ")
     scores = alpaca_eval_job.score(rows, files)
     if out is not None:
         folder = artifacts.Folder(out)

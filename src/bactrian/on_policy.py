@@ -29,6 +29,7 @@ from bactrian.data.binarize import Policy
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message, Messages, Preference
 from bactrian.errors import DataError, InputError, RunError
+from bactrian.files import documents
 from bactrian.files.atomic import write_json, write_jsonl, writing
 from bactrian.inference.engine import Engine, Settings
 from bactrian.model import weights
@@ -165,7 +166,7 @@ def _scored(
 def _append(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add a group's rows; they are on disk when this returns."""
     with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        file.write("".join(documents.dumps(row) + "\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
     return rows

@@ -167,7 +167,7 @@ def mt_bench(
     from bactrian.evaluate import mt_bench as rules
 
     if judgments is not None:
-        scores = evaluating.score_judgments(judgments, files.questions, baseline, out)
+        scores = evaluating.score_judgments(judgments, files.questions, baseline, out, judging.judge_model)
     else:
         first, folder = _asked(model, out, "mt-bench", "--judgments FILE")
         candidate = answering.candidate(first, rules.MAX_TOKENS)
@@ -208,7 +208,8 @@ def alpaca_eval(
         _tell(scores, as_json, False, "controlled")
         return
     if annotations is not None:
-        scores = evaluating.score_annotations(annotations, files.files(annotations.absolute().parent), kind, out)
+        beside = files.files(annotations.absolute().parent)
+        scores = evaluating.score_annotations(annotations, beside, kind, out, answering.name, judging.judge_model)
     else:
         first, folder = _asked(model, out, f"alpaca-eval-{version}", "--annotations FILE")
         candidate = answering.candidate(first, rules.MAX_TOKENS)

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer as Engine
 from bactrian.data import gguf_tokenizer, plain_text, tokenizer_folder, words
 from bactrian.data.plain_text import Json, canonical
 from bactrian.errors import ModelError
+from bactrian.files import documents
 
 
 class Cut(NamedTuple):
@@ -262,7 +263,7 @@ def save(tokenizer: Tokenizer, folder: Path, max_length: int | None = None) -> N
         **({} if max_length is None else {"model_max_length": max_length}),
     }
     _write(folder / "tokenizer.json", tokenizer.definition)
-    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "tokenizer_config.json", documents.dumps(config, indent=2) + "\n")
     template = folder / "chat_template.jinja"
     template.unlink(missing_ok=True)
     if tokenizer.chat_template is not None:

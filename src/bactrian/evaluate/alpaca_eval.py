@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from bactrian.data.records import Message, Messages, Role
 from bactrian.errors import DataError
-from bactrian.evaluate import published, statistics
+from bactrian.evaluate import published, reading, statistics
 from bactrian.evaluate.calls import Call, Failure, Judge, Kept, Reply
+from bactrian.evaluate.reading import Missing
 
 Version = Literal[1, 2]
 Row = dict[str, Any]
@@ -42,10 +43,15 @@ class Output:
     dataset: str | None = None
 
 
-def read_outputs(path: Path) -> list[Output]:
-    """Outputs in AlpacaEval's layout (model_outputs.json), or one per line. Raises `DataError`."""
+def read_outputs(path: Path, name: str | None = None) -> list[Output]:
+    """Outputs in AlpacaEval's layout (model_outputs.json), or one per line; of several models those of `name`.
+
+    Raises `DataError`.
+    """
+    rows = published.rows(path)
+    rows = published.of_one(rows, lambda row: row.get("generator"), "models", name, "say with --name whose to take")
     outputs = []
-    for where, row in published.rows(path):
+    for where, row in rows:
         instruction, output = published.text(row, "instruction", where), published.text(row, "output", where)
         outputs.append(Output(instruction, output, str(row.get("generator") or path.stem), row.get("dataset")))
     return outputs
@@ -53,8 +59,12 @@ def read_outputs(path: Path) -> list[Output]:
 
 def read_annotations(path: Path) -> list[Row]:
     """Judged pairs in AlpacaEval's layout (annotations.json), or one per line. Raises `DataError`."""
-    rows = []
-    for where, row in published.rows(path):
+    return annotations(published.rows(path))
+
+
+def annotations(rows: published.Rows) -> list[Row]:
+    """Rows that are judged pairs. Raises `DataError`."""
+    for where, row in rows:
         if "preference" not in row:
             raise DataError(f"{where}: not an AlpacaEval annotation; it needs `preference`")
         value = row["preference"]
@@ -62,7 +72,19 @@ def read_annotations(path: Path) -> list[Row]:
             raise DataError(f"{where}: `preference` is {value!r}; it should be a number from 1 to 2, or null")
         for name in ("instruction", "output_1", "output_2"):
             published.text(row, name, where)
-        rows.append(row)
+    return [row for _, row in rows]
+
+
+def of_one(
+    rows: published.Rows, model: str | None = None, judge: str | None = None, can_choose: bool = True
+) -> published.Rows:
+    """The rows that judge one model's outputs, by one judge. Raises `DataError` where several are not told apart."""
+    for what, name_of, wanted, advice in (
+        ("models", lambda row: row.get("generator_2"), model, "say with --name whose to count"),
+        ("judges", published.judge_of, judge, "say with --judge-model whose to count"),
+        ("reference models", lambda row: row.get("generator_1"), None, "split it"),
+    ):
+        rows = published.of_one(rows, name_of, what, wanted, advice if can_choose else "split it")
     return rows
 
 
@@ -137,20 +159,33 @@ def call(template: str, row: Row, version: Version, switched: bool | None = None
 def judge(rows: Sequence[Row], template: str, judge: Judge, version: Version) -> list[Row]:
     """Judge every pair; rows in AlpacaEval's layout. Identical outputs are a draw, and nobody is asked."""
     asked = [row for row in rows if row["output_1"] != row["output_2"]]
-    outcomes = iter(
-        judge.ask([call(template, row, version) for row in asked], lambda reply: preference(reply, version) is not None)
-    )
+    calls = [call(template, row, version) for row in asked]
+    outcomes = iter(judge.ask(calls, lambda reply: not isinstance(preferred(reply, version), Missing)))
     annotations = []
     for row in rows:
         value, about = DRAW, {}
         if row["output_1"] != row["output_2"]:
             outcome = next(outcomes)
-            value = None if isinstance(outcome, Failure) else preference(outcome, version)
+            found = preferred(outcome, version)
+            value = None if isinstance(found, Missing) else found
             if value is not None and is_switched(row["instruction"]):
                 value = 3 - value
-            about = _about(outcome)
+            about = _about(outcome, found)
         annotations.append({**row, "annotator": judge.name, "preference": value, **about})
     return annotations
+
+
+def preferred(outcome: Reply | Failure, version: Version) -> float | Missing:
+    """What the judge prefers of the pair as it saw it: 1 the first, 2 the second."""
+
+    def lacking(reply: Reply) -> str:
+        if version == 1:
+            return reading.lacking_in_text(reply, "there is no rank of 1 or 2 for model_1 in the reply")
+        if not reply.logprobs:
+            return "the reply has no log-probabilities, which AlpacaEval 2 reads; see --version 1, or another judge"
+        return f"neither {' nor '.join(_CHOICES)} is among the likeliest tokens of the reply"
+
+    return reading.verdict(outcome, lambda reply: preference(reply, version), lacking)
 
 
 def preference(reply: Reply, version: Version) -> float | None:
@@ -164,7 +199,7 @@ def _by_rank(text: str) -> float | None:
         ranked = [each["rank"] for each in ast.literal_eval(text) if each["model"] == "model_1"]
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
         return None
-    return ranked[0] if ranked and ranked[0] in (1, 2) else None
+    return ranked[0] if ranked and ranked[0] in (1, 2) and ranked[0] is not True else None
 
 
 def _by_probability(logprobs: dict[str, float]) -> float | None:
@@ -177,23 +212,24 @@ def _by_probability(logprobs: dict[str, float]) -> float | None:
     return 2 - math.exp(found[0] - total)
 
 
-def _about(outcome: Reply | Failure) -> Row:
+def _about(outcome: Reply | Failure, found: float | Missing) -> Row:
+    trouble = found.as_row() if isinstance(found, Missing) else {}
     if isinstance(outcome, Failure):
-        return {"error": outcome.reason, "was_asked": outcome.was_asked}
-    return {"raw_completion": outcome.text, **({"logprobs": outcome.logprobs} if outcome.logprobs else {})}
+        return trouble
+    logprobs = {"logprobs": outcome.logprobs} if outcome.logprobs else {}
+    return {"raw_completion": reading.clean(outcome.text), **logprobs, **trouble}
 
 
 def kept_replies(annotations: Sequence[Row], template: str, version: Version) -> Kept:
     """What the judge must have said for these annotations: for a judge that answers from kept judgments."""
     replies: Kept = {}
     for row in annotations:
-        value = row["preference"]
+        won = share(row["preference"])
         shown = call(template, row, version).messages[-1].content
-        if value is not None and (version == 2 or value in (1, 2)):
-            seen = 3 - value if is_switched(row["instruction"]) else value
-            replies[shown, 0] = _reply(seen, version)
-        elif value is None:
+        if won is None:
             replies[shown, 0] = Reply(str(row.get("raw_completion") or ""))
+        elif version == 2 or won in (0, 1):
+            replies[shown, 0] = _reply(2 - won if is_switched(row["instruction"]) else 1 + won, version)
     return replies
 
 
@@ -208,10 +244,31 @@ def _reply(seen: float, version: Version) -> Reply:
 # Figures
 
 
+def share(preference: float | None) -> float | None:
+    """The model's share of a pair by its preference: 1 won, 0 lost, 0.5 drawn (written 0 or 1.5).
+
+    None for what is no verdict: null, NaN, and what is outside of 1 to 2. Whatever reads a preference reads it by this.
+
+    >>> share(2), share(1), share(1.5), share(0), share(1.25), share(3), share(None)
+    (1, 0, 0.5, 0.5, 0.25, None, None)
+    """
+    value = DRAW if preference == 0 else preference
+    return value - 1 if value is not None and 1 <= value <= 2 else None
+
+
 def outcomes(annotations: Sequence[Row]) -> list[float | None]:
-    """The model's share of each pair: 1 won, 0 lost, 0.5 drawn; None where there is no preference to count."""
-    values = [DRAW if row["preference"] == 0 else row["preference"] for row in annotations]
-    return [value - 1 if value is not None and 1 <= value <= 2 else None for value in values]
+    """The model's share of each pair."""
+    return [share(row["preference"]) for row in annotations]
+
+
+def failures(annotations: Sequence[Row]) -> list[Row]:
+    """The annotations without a verdict, each with the reason as its `error`."""
+    failed = [row for row in annotations if share(row["preference"]) is None]
+    return [{"error": _no_preference(row), "reply": str(row.get("raw_completion") or "")} | row for row in failed]
+
+
+def _no_preference(row: Row) -> str:
+    return f"its preference is {row['preference']}" if row["preference"] is not None else "its preference is null"
 
 
 def scores(annotations: Sequence[Row]) -> dict[str, float | int | None]:
@@ -241,9 +298,9 @@ def scores(annotations: Sequence[Row]) -> dict[str, float | int | None]:
 
 
 def certainty(annotations: Sequence[Row]) -> Row:
-    """The bootstrap interval of the win rate, in points, the sign test of wins against losses, and what failed."""
+    """The interval of the win rate, in points, the sign test of wins against losses, and what failed."""
     shares = outcomes(annotations)
-    found = statistics.interval([[100 * share] for share in shares if share is not None])
+    found = statistics.share([[100 * share] for share in shares if share is not None], 100)
     wins = sum(share > 0.5 for share in shares if share is not None)
     losses = sum(share < 0.5 for share in shares if share is not None)
     return {
@@ -262,7 +319,7 @@ def by_dataset(annotations: Sequence[Row]) -> dict[str, Row]:
     found = {}
     for name, rows in parts.items():
         kept = [[100 * share] for share in outcomes(rows) if share is not None]
-        if (part := statistics.interval(kept)) is not None:
+        if (part := statistics.share(kept, 100)) is not None:
             found[name] = {**asdict(part), "n": len(kept)}
     return found
 

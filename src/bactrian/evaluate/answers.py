@@ -138,7 +138,7 @@ def given_mt_bench(path: Path, name: str | None, questions: Sequence[Question]) 
 
 def given_alpaca_eval(path: Path, name: str | None) -> list[Output]:
     """A model's outputs in a file. Raises `DataError`."""
-    outputs = alpaca_eval.read_outputs(path)
+    outputs = alpaca_eval.read_outputs(path, name)
     if name:
         outputs = [replace(output, generator=name) for output in outputs]
     _check_said([output.output for output in outputs], outputs[0].generator, path)

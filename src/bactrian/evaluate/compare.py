@@ -4,12 +4,13 @@ An evaluation is its folder, or a file: MT-Bench's judgments of one model, Alpac
 benchmark. Values are points of MT-Bench, and percent of everything else.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bactrian.errors import DataError
-from bactrian.evaluate import alpaca_eval, mt_bench_scores, published, statistics
+from bactrian.evaluate import alpaca_eval, mt_bench_scores, published, statistics, verdicts
 
 Row = dict[str, Any]
 Items = dict[Any, list[float]]  # by question, instruction or item
@@ -51,24 +52,42 @@ def _items(path: Path) -> tuple[str, Items]:
     rows = published.rows(path)
     columns = set(rows[0][1])
     if "preference" in columns:
-        annotations = alpaca_eval.read_annotations(path)
-        return "AlpacaEval", _gathered((row["instruction"], _percent(row["preference"], 1)) for row in annotations)
+        annotations = alpaca_eval.annotations(alpaca_eval.of_one(rows, can_choose=False))
+        verdicts.enough(alpaca_eval.failures(annotations), len(annotations), "", f"{path}: ")
+        shares = alpaca_eval.outcomes(annotations)
+        return "AlpacaEval", _gathered(
+            (row["instruction"], None if share is None else 100 * share)
+            for row, share in zip(annotations, shares, strict=True)
+        )
     if {"id", "value"} <= columns:
-        return path.stem, _gathered((row["id"], _percent(row["value"], 0)) for _, row in rows)
+        return path.stem, _gathered(_benchmark_item(row, where) for where, row in rows)
     if "model_1" in columns or "score" not in columns:
         raise DataError(f"{path}: not judgments of one model, nor a benchmark's items; there is nothing to compare by")
-    models = {str(row.get("model")) for _, row in rows}
+    if mt_bench_scores.is_pairwise(rows):
+        raise DataError(f"{path}: judgments of pairs; there is nothing to compare by")
+    models = {row["model"] for _, row in rows}
     if len(models) > 1:
         raise DataError(f"{path}: judgments of {', '.join(sorted(models))}; `mt-bench --judgments` compares them")
+    rows = published.of_one(rows, published.judge_of, "judges", None, "split it")
+    for failed in mt_bench_scores.failures(rows).values():
+        verdicts.enough(failed, len(rows), "", f"{path}: ")
     return "MT-Bench", mt_bench_scores.items(rows)
 
 
-def _gathered(values: Iterable[tuple[Any, list[float]]]) -> Items:
+def _benchmark_item(row: Row, where: str) -> tuple[Any, float | None]:
+    """An item of a benchmark and its value in percent; None where it has none."""
+    key, value = row.get("id"), row.get("value")
+    if not isinstance(key, str | int) or isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise DataError(f"{where}: not an item of a benchmark; `id` should be text and `value` a number from 0 to 1")
+    if value is None or math.isnan(value):
+        return key, None
+    if not 0 <= value <= 1:
+        raise DataError(f"{where}: `value` is {value}; it should be from 0 to 1")
+    return key, 100 * value
+
+
+def _gathered(values: Iterable[tuple[Any, float | None]]) -> Items:
     items: Items = {}
     for key, value in values:
-        items.setdefault(key, []).extend(value)
+        items.setdefault(key, []).extend([] if value is None else [value])
     return items
-
-
-def _percent(value: float | None, zero: float) -> list[float]:
-    return [] if value is None else [100 * (value - zero)]

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit, urlunsplit
 from bactrian import interrupts, progress
 from bactrian.data.records import Message
 from bactrian.errors import InputError, JudgeError, Preempted
-from bactrian.evaluate import needs
+from bactrian.evaluate import calls, needs, reading
 from bactrian.evaluate.calls import Call, Failure, Reply, Store, Usable
 from bactrian.evaluate.pace import Budget, Limits, Pace, Purse, billed
 from bactrian.evaluate.protocol import Prompt, Settings
+from bactrian.files import documents
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts
 _GRACE = 5.0  # seconds that replies on their way have to arrive when the job is interrupted
@@ -113,22 +114,22 @@ class Endpoint:
 
     def generate(self, prompts: Sequence[Prompt], settings: Settings) -> list[str]:
         """Answers to prompts. Raises `JudgeError` where some got none; the others are kept."""
-        calls = []
+        asked = []
         for index, prompt in enumerate(prompts):
             messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
             # A seed of its own for each, as the engine has; where nothing is drawn none is sent.
             seed = settings.seed + index if settings.temperature > 0 else None
-            calls.append(
+            asked.append(
                 Call(messages, settings.max_tokens, settings.temperature, settings.top_p, settings.stop, seed=seed)
             )
-        outcomes = self.ask(calls, lambda reply: reply.refusal is None, "answers")
+        outcomes = self.ask(asked, _is_answer, "answers")
         failed = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
         if failed:
             raise JudgeError(
-                f"{self.address.shown}: {len(failed)} of {len(calls)} answers failed ({failed[0]}); "
+                f"{self.address.shown}: {len(failed)} of {len(asked)} answers failed ({failed[0]}); "
                 f"the others are kept, and the same command asks for these again"
             )
-        return [outcome.text for outcome in outcomes if isinstance(outcome, Reply)]
+        return [reading.clean(outcome.text) for outcome in outcomes if isinstance(outcome, Reply)]
 
 
 class _Asking:
@@ -288,25 +289,42 @@ class _Asking:
         return _Refused(f"status {status}{said}")
 
 
+def _is_answer(reply: Reply) -> bool:
+    return reply.refusal is None and reply.fault is None and reply.finish != reading.FILTERED
+
+
 def _parse(text: str) -> Reply:
-    """The reply in the body of a chat completion; `_Passing` where the body is cut short or something else."""
+    """The reply in the body of a chat completion; `_Passing` where the body is cut short or something else.
+
+    What came whole and is odd is a reply with a fault: asked again, it would be odd again.
+    """
+    cut_short = _Passing(f"the reply is cut short, or no chat completion: {text[:80]!r}", is_billed=True)
     try:
         body = json.loads(text)
+    except RecursionError:
+        return calls.reply("", fault="nested too deep")
+    except json.JSONDecodeError:
+        raise cut_short from None
+    except ValueError:
+        return calls.reply("", fault="a number of thousands of digits")
+    try:
         choice = body["choices"][0]
         message = choice["message"]
         content, refusal = message.get("content"), message.get("refusal")
-        finish = choice.get("finish_reason") or "stop"
-        usage = body.get("usage") or {}
-        tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        first = ((choice.get("logprobs") or {}).get("content") or [{}])[0]
-        logprobs = {each["token"]: float(each["logprob"]) for each in first.get("top_logprobs") or []}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise _Passing(f"the reply is cut short, or no chat completion: {text[:80]!r}", is_billed=True) from None
-    if isinstance(content, list):  # some servers give the parts of a message
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    if not refusal and (content is None or finish == "content_filter"):
-        refusal = finish if finish == "content_filter" else "an empty reply"
-    return Reply(content or "", finish, refusal, logprobs, *tokens)
+        finish, usage = choice.get("finish_reason"), body.get("usage") or {}
+    except (LookupError, TypeError, AttributeError):
+        raise cut_short from None
+    tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (usage, usage)
+    return calls.reply(content, finish, refusal, _alternatives(choice), tokens, documents.fault_of(body))
+
+
+def _alternatives(choice: dict[str, Any]) -> dict[str, Any]:
+    """The log-probabilities of the first token's alternatives; none where there are none to be read."""
+    try:
+        listed = choice["logprobs"]["content"][0]["top_logprobs"]
+        return {each["token"]: each["logprob"] for each in listed if isinstance(each["token"], str)}
+    except (LookupError, TypeError):
+        return {}
 
 
 def _said(error: Any, key: str | None) -> str:

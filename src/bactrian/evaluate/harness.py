@@ -17,6 +17,7 @@ from bactrian.evaluate import needs, statistics
 from bactrian.evaluate.benchmarks import files
 from bactrian.evaluate.benchmarks.files import Origin
 from bactrian.evaluate.protocol import Prompt, Responder
+from bactrian.files import documents
 
 Row = dict[str, Any]
 
@@ -81,9 +82,12 @@ def _row(found: Row, task: str) -> Row:
 
 
 def _interval(samples: Sequence[Row], metric: str) -> Row:
-    """The bootstrap interval of a metric that is a mean over items; nothing for one that is not."""
+    """The interval of a metric that is a mean over items; nothing for one that is not."""
     values = [each[metric] for each in samples if isinstance(each.get(metric), int | float)]
-    interval = statistics.interval([[float(value)] for value in values]) if len(values) == len(samples) else None
+    if len(values) != len(samples):
+        return {}
+    is_share = all(0 <= value <= 1 for value in values)
+    interval = (statistics.share if is_share else statistics.interval)([[float(value)] for value in values])
     return {} if interval is None else {"low": interval.low, "high": interval.high}
 
 
@@ -111,14 +115,13 @@ def _local(origin: Origin, folder: Path) -> dict[str, str]:
 
 def _write_task(folder: Path, name: str, bundled: tuple[str, ...], rows: list[Row], split: str) -> str:
     """A task file that is lm-eval's own, but for where its data is; returns the task's name."""
-    import json
 
     import yaml
 
     tasks = needs.load("lm_eval.tasks")
     assert tasks.__file__
     data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data.write_text("".join(documents.dumps(row) + "\n" for row in rows), encoding="utf-8")
     local = f"{name}_local"
     content = {
         "include": str(Path(tasks.__file__).parent.joinpath(*bundled)),

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bactrian.errors import DataError, RunError
+from bactrian.files import documents
 from bactrian.files.atomic import writing
 
 Row = dict[str, Any]
@@ -42,7 +45,7 @@ class Journal:
     def add(self, row: Row) -> None:
         """Write one line; it is on disk when this returns."""
         # JSON's escapes keep lone surrogates, which UTF-8 cannot.
-        line = json.dumps(row).encode() + b"\n"
+        line = documents.dumps(row, ascii_only=True).encode() + b"\n"
         with writing(self.path):
             self._file.write(line)
             self._file.flush()
@@ -57,9 +60,17 @@ class Journal:
                 break
             try:
                 self._take(json.loads(line.decode("utf-8", "surrogatepass")))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, RecursionError) as error:
+                why = first_fault(error) if isinstance(error, ValidationError) else str(error) or "nested too deep"
                 hint = "remove it or choose another folder with --out"
-                raise DataError(f"{self.path}:{number}: not a line of {what} ({error}); {hint}") from None
+                raise DataError(f"{self.path}:{number}: not a line of {what} ({why}); {hint}") from None
             whole += len(line)
         with writing(self.path):
             self._file.truncate(whole)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a row, by its column."""
+    first = error.errors()[0]
+    column = ".".join(map(str, first["loc"]))
+    return f"{column}: {first['msg']}" if column else first["msg"]

@@ -16,6 +16,7 @@ from bactrian.evaluate import alpaca_eval, calls, published
 from bactrian.evaluate.calls import Call, Failure, Judge, Reply, Store, Usable
 from bactrian.evaluate.protocol import Prompt, Responder, Settings
 
+_WHICH = "say with --judge-model whose to take"
 _AT_ONCE = 16  # a model's judgments are kept so many at a time
 
 
@@ -31,28 +32,32 @@ class Replay:
         return [self._replies.get((call.messages[-1].content, call.sample), missing) for call in calls]
 
 
-def replay(path: Path, template: str | None = None, version: alpaca_eval.Version = 1) -> Replay:
-    """Kept judgments: our calls.jsonl, FastChat's judgments or AlpacaEval's annotations. Raises `DataError`.
+def replay(
+    path: Path, template: str | None = None, version: alpaca_eval.Version = 1, judge: str | None = None
+) -> Replay:
+    """Kept judgments: our calls.jsonl, FastChat's judgments or AlpacaEval's annotations; `judge`, of several judges.
 
-    Annotations hold no prompts; they are filled into the judge's template again.
+    Annotations hold no prompts; they are filled into the judge's template again. Raises `DataError`.
     """
     rows = published.rows(path)
     where, first = rows[0]
     if "request" in first:
-        name = str(first.get("model", path.stem))
-        return Replay(name, calls.kept(row for _, row in rows))
+        rows = published.of_one(rows, lambda row: row.get("model"), "judges", judge, _WHICH)
+        name = str(rows[0][1].get("model", path.stem))
+        return Replay(name, calls.kept([row for _, row in rows], [where for where, _ in rows]))
     if "user_prompt" in first or "g1_user_prompt" in first:
+        rows = published.of_one(rows, published.judge_of, "judges", judge, _WHICH)
         replies: calls.Kept = {}
         for _, row in rows:
             for game in ("", "g1_", "g2_"):
                 prompt, judgment = row.get(f"{game}user_prompt"), row.get(f"{game}judgment")
                 if isinstance(prompt, str) and isinstance(judgment, str):
-                    replies.setdefault((prompt, 0), Reply(judgment))
-        judged = first.get("judge")
-        return Replay(str(judged[0]) if isinstance(judged, list) and judged else path.stem, replies)
+                    finish = row.get("finish_reason")  # ours has one where there was no verdict
+                    replies.setdefault((prompt, 0), Reply(judgment, str(finish or "stop")))
+        return Replay(str(published.judge_of(rows[0][1]) or path.stem), replies)
     if "preference" in first and template is not None:
-        annotations = alpaca_eval.read_annotations(path)
-        name = str(first.get("annotator", path.stem))
+        annotations = alpaca_eval.annotations(published.of_one(rows, published.judge_of, "judges", judge, _WHICH))
+        name = str(annotations[0].get("annotator", path.stem))
         return Replay(name, alpaca_eval.kept_replies(annotations, template, version))
     raise DataError(f"{where}: not a kept judgment; give a calls.jsonl, judgments of MT-Bench, or annotations")
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from bactrian.data.records import Message
 from bactrian.errors import DataError
-from bactrian.evaluate import alpaca_eval, mt_bench, published, statistics
+from bactrian.evaluate import alpaca_eval, mt_bench, published, reading, statistics
 from bactrian.evaluate.calls import Call, Failure, Judge, Reply
 from bactrian.evaluate.judge import Reward
 from bactrian.evaluate.mt_bench import Template
+from bactrian.evaluate.reading import Missing
 
 Row = dict[str, Any]
 Prompt = Template | tuple[str, alpaca_eval.Version]  # MT-Bench's pairwise prompt, or AlpacaEval's with its version
@@ -35,13 +36,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said of an item: output "1" or "2", a tie, or nothing that could be read."""
+    """What the judge said of an item: output "1" or "2", a tie, or nothing that could be read, and why."""
 
     item: int
     switched: bool
     sample: int
     choice: Choice
     text: str
+    missing: Missing | None = None
 
 
 def read(paths: Sequence[Path]) -> list[Item]:
@@ -75,17 +77,17 @@ def judge(
     """The judge's verdicts on all items."""
     if isinstance(judge, Reward):
         return _rewarded(items, judge)
-    outcomes = iter(
-        judge.ask(calls(items, prompt, samples, temperature), lambda reply: _seen(reply, prompt) is not None)
-    )
+    asked = calls(items, prompt, samples, temperature)
+    outcomes = iter(judge.ask(asked, lambda reply: not isinstance(_seen(reply, prompt), Missing)))
     verdicts = []
     for number in range(len(items)):
         for switched in (False, True):
             for sample in range(samples):
                 outcome = next(outcomes)
-                seen = None if isinstance(outcome, Failure) else _seen(outcome, prompt)
-                text = outcome.reason if isinstance(outcome, Failure) else outcome.text
-                verdicts.append(Verdict(number, switched, sample, _choice(seen, switched), text))
+                seen = _seen(outcome, prompt)
+                text = outcome.reason if isinstance(outcome, Failure) else reading.clean(outcome.text)
+                choice, missing = (None, seen) if isinstance(seen, Missing) else (_choice(seen, switched), None)
+                verdicts.append(Verdict(number, switched, sample, choice, text, missing))
     return verdicts
 
 
@@ -99,17 +101,16 @@ def _call(item: Item, prompt: Prompt, switched: bool) -> Call:
     return alpaca_eval.call(template, row, version, switched)
 
 
-def _seen(reply: Reply, prompt: Prompt) -> float | None:
+def _seen(outcome: Reply | Failure, prompt: Prompt) -> float | Missing:
     """How much the judge prefers the second output that it was shown, from 0 to 1."""
     if isinstance(prompt, Template):
-        return {"A": 0.0, "B": 1.0, "tie": 0.5}.get(mt_bench.verdict(reply.text, prompt.output))
-    value = alpaca_eval.preference(reply, prompt[1])
-    return None if value is None else value - 1
+        found = mt_bench.compared(outcome, prompt.output)
+        return found if isinstance(found, Missing) else {"A": 0.0, "B": 1.0, "tie": 0.5}[found]
+    value = alpaca_eval.preferred(outcome, prompt[1])
+    return value if isinstance(value, Missing) else value - 1
 
 
-def _choice(seen: float | None, switched: bool) -> Choice:
-    if seen is None:
-        return None
+def _choice(seen: float, switched: bool) -> Choice:
     if seen == 0.5:
         return "tie"
     return "2" if (seen > 0.5) != switched else "1"
@@ -162,7 +163,7 @@ def _agreement(items: Sequence[Item], said: Sequence[Verdict]) -> Row | None:
     by_item: dict[int, list[float]] = {}
     for verdict in said:
         by_item.setdefault(verdict.item, []).append(_credit(verdict.choice, items[verdict.item].label))
-    found = statistics.interval(list(by_item.values()))
+    found = statistics.share(list(by_item.values()))
     return None if found is None else asdict(found)
 
 
@@ -222,6 +223,10 @@ def _share(part: float, whole: int) -> float | None:
 
 def verdict_rows(items: Sequence[Item], verdicts: Sequence[Verdict]) -> list[Row]:
     """The verdicts with what they are about, for judgments.jsonl."""
-    return [
-        {**asdict(verdict), "label": items[verdict.item].label, "set": items[verdict.item].set} for verdict in verdicts
-    ]
+    rows = []
+    for verdict in verdicts:
+        item = items[verdict.item]
+        said = {name: value for name, value in asdict(verdict).items() if name != "missing"}
+        trouble = {} if verdict.missing is None else verdict.missing.as_row()
+        rows.append({**said, "label": item.label, "set": item.set, **trouble})
+    return rows

@@ -5,18 +5,23 @@ Requests are worked off in pieces of fixed size; a piece is a line of responses.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from bactrian import progress
 from bactrian.data.records import Message
+from bactrian.errors import DataError
 from bactrian.evaluate.journal import Journal, Row
 from bactrian.evaluate.protocol import Prompt, Responder, Score, Settings
 
 _SCORED_AT_ONCE = 1024
 _ANSWERED_AT_ONCE = 128
+_ODD = "a line has fewer or more answers than were asked for; remove it or choose another folder with --out"
 _SEEDS = 1_000_003  # between the seeds of two pieces, so that their draws differ
 
 
@@ -45,7 +50,7 @@ class Kept:
         """See `protocol.Scorer`."""
 
         def answer(piece: Sequence[Any], number: int) -> list[Any]:
-            return [list(score) for score in self._responder.score(*map(list, zip(*piece, strict=True)))]
+            return [_score_row(score) for score in self._responder.score(*map(list, zip(*piece, strict=True)))]
 
         pairs = list(zip(contexts, continuations, strict=True))
         return [Score(*found) for found in self._pieces("score", pairs, {}, _SCORED_AT_ONCE, answer)]
@@ -60,12 +65,27 @@ class Kept:
                 key = _key(kind, piece, settings, number)
                 if key not in self._known:
                     self._journal.add({"key": key, "answers": answer(piece, number)})
+                if len(self._known[key]) != len(piece):
+                    raise DataError(f"{self._journal.path}: {_ODD}")
                 found += self._known[key]
                 bar.to(len(found), len(requests))
         return found
 
     def _take(self, row: Row) -> None:
-        self._known[row["key"]] = row["answers"]
+        line = _Line.model_validate(row)
+        self._known[line.key] = line.answers
+
+
+class _Line(BaseModel):
+    """A line of responses.jsonl: answers, or log-probabilities with whether each is the likeliest's."""
+
+    key: str
+    answers: list[str] | list[tuple[float, bool]]
+
+
+def _score_row(score: Score) -> list[Any]:
+    # JSON has no number for what is not finite; as text it is read again as what it was.
+    return [score.logprob if math.isfinite(score.logprob) else str(score.logprob), score.is_greedy]
 
 
 def _key(kind: str, piece: Sequence[Any], settings: dict[str, Any], number: int) -> str:

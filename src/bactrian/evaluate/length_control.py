@@ -25,6 +25,7 @@ import numpy as np
 
 from bactrian.errors import DataError
 from bactrian.evaluate import needs
+from bactrian.evaluate.alpaca_eval import share
 
 GAMED_WEIGHT = 0.2 / 2  # of a row, for each of the two gamed baselines
 # Of each gamed baseline, in the order of the file's columns: the sums over its 805 rows of tanh(length) times the
@@ -183,7 +184,7 @@ def _fitted(annotations: Sequence[dict[str, Any]], difficulties: np.ndarray, gam
     if all(row["output_1"] == row["output_2"] for row in annotations):
         return _controlled(Weights(0.0, 0.0, 0.0), difficulties, "both models' outputs are the same")
     differences = np.array([len(row["output_1"]) - len(row["output_2"]) for row in annotations], float)
-    preferences = np.array([_preference(row["preference"]) for row in annotations])
+    preferences = np.array([share(row["preference"]) for row in annotations], float)  # None becomes NaN
     known = ~np.isnan(preferences)
     if known.sum() < 2 * _FOLDS or differences.std(ddof=1) == 0:
         raise DataError(f"{known.sum()} preferences, or differences of length all alike: too little for length control")
@@ -308,12 +309,6 @@ def _likely_labels(lengths: np.ndarray, difficulties: np.ndarray, sums: tuple[fl
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -values))
-
-
-def _preference(value: float | None) -> float:
-    if value is None:
-        return np.nan
-    return 0.5 if value == 0 else value - 1 if 1 <= value <= 2 else np.nan
 
 
 def _table(path: Path) -> list[dict[str, str]]:

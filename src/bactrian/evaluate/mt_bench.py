@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeGuard
 
 from bactrian.data.records import Messages
 from bactrian.errors import DataError
-from bactrian.evaluate import published
+from bactrian.evaluate import published, reading
 from bactrian.evaluate.calls import Call, Failure, Judge, Reply, chat
+from bactrian.evaluate.reading import Missing
 
 Mode = Literal["single", "pairwise"]
 
@@ -34,6 +35,7 @@ MAX_TOKENS = 1024  # of an answer
 JUDGE_TOKENS = 2048
 ERROR = "$ERROR$"  # the judgment of a judge that could not be asked
 FAILED = -1  # the score of a judgment without a rating
+LOWEST, HIGHEST = 1, 10  # of the scale that the judge is told to rate on
 
 # Which category each of the published questions belongs to, for judgments that come without their questions.
 _CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -44,6 +46,7 @@ _RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
 _TWO_RATINGS = re.compile(r"\[\[(\d+\.?\d*),\s?(\d+\.?\d*)\]\]")
 _TWO_RATINGS_BACKUP = re.compile(r"\[(\d+\.?\d*),\s?(\d+\.?\d*)\]")
 _TIE = 0.1  # two ratings closer than that are a tie
+_OFF_SCALE = f"the rating is not from {LOWEST} to {HIGHEST}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def read_templates(path: Path) -> dict[str, Template]:
 
 
 def _are_texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+    return isinstance(value, list) and bool(value) and all(map(published.is_text, value))
 
 
 # The judge's prompts
@@ -196,13 +199,47 @@ def rating(judgment: str) -> float | int:
     return _number(found[1]) if found else FAILED
 
 
+def on_scale(score: float | int | None) -> float | int | None:
+    """A score that counts; None for one that is missing (-1), NaN or off the scale of 1 to 10."""
+    return score if score is not None and LOWEST <= score <= HIGHEST else None
+
+
+def rated(outcome: Reply | Failure) -> float | int | Missing:
+    """The rating that a judge gave. Of a truncated reply only a `[[5]]` counts: a `[5]` may stand anywhere."""
+
+    def value(reply: Reply) -> float | int | None:
+        is_whole = reply.finish != reading.TRUNCATED or _RATING.search(reply.text)
+        return on_scale(rating(reply.text)) if is_whole else None
+
+    def lacking(reply: Reply) -> str:
+        unread = rating(reply.text) == FAILED
+        return reading.lacking_in_text(reply, "there is no rating in the reply") if unread else _OFF_SCALE
+
+    return reading.verdict(outcome, value, lacking)
+
+
+def compared(outcome: Reply | Failure, output: str = "[[A]]") -> Literal["A", "B", "tie"] | Missing:
+    """Who won, by a judge's reply about two answers."""
+
+    def value(reply: Reply) -> Literal["A", "B", "tie"] | None:
+        found = verdict(reply.text, output)
+        return None if found == "error" else found
+
+    def lacking(reply: Reply) -> str:
+        return reading.lacking_in_text(reply, f"there is no {output} in the reply")
+
+    return reading.verdict(outcome, value, lacking)
+
+
 def verdict(judgment: str, output: str = "[[A]]") -> Literal["A", "B", "tie", "error"]:
     """Who won, by a judgment of two answers."""
     if output == "[[rating_a,rating_b]]":
         found = _TWO_RATINGS.search(judgment) or _TWO_RATINGS_BACKUP.search(judgment)
         if not found:
             return "error"
-        first, second = _number(found[1]), _number(found[2])
+        first, second = on_scale(_number(found[1])), on_scale(_number(found[2]))
+        if first is None or second is None:
+            return "error"
         if abs(first - second) <= _TIE:
             return "tie"
         return "A" if first > second else "B"
@@ -233,20 +270,20 @@ def judge_single(bench: Bench, answers: dict[int, Answer], judge: Judge) -> list
                 prompt = user_prompt(bench, template, question, turn, [answers[question.id]])
                 asked.append((question, turn, template, prompt))
     calls = [Call(messages(template, prompt), JUDGE_TOKENS) for _, _, template, prompt in asked]
-    outcomes = judge.ask(calls, lambda reply: rating(reply.text) != FAILED)
+    outcomes = judge.ask(calls, lambda reply: not isinstance(rated(reply), Missing))
     rows = []
     for (question, turn, template, prompt), outcome in zip(asked, outcomes, strict=True):
-        judgment = _judgment(outcome)
+        found = rated(outcome)
         rows.append(
             {
                 "question_id": question.id,
                 "model": answers[question.id].model,
                 "judge": [judge.name, template.name],
                 "user_prompt": prompt,
-                "judgment": judgment,
-                "score": rating(judgment),
+                "judgment": _judgment(outcome),
+                "score": FAILED if isinstance(found, Missing) else found,
                 "turn": turn,
-                **_trouble(outcome),
+                **_trouble(found),
             }
         )
     return rows
@@ -268,12 +305,17 @@ def judge_pairs(
             calls += [Call(messages(template, prompt), JUDGE_TOKENS) for prompt in games]
 
     formats = {template.output for _, _, template, _, _ in asked}
-    outcomes = judge.ask(calls, lambda reply: any(verdict(reply.text, output) != "error" for output in formats))
+
+    def usable(reply: Reply) -> bool:
+        return any(not isinstance(compared(reply, output), Missing) for output in formats)
+
+    outcomes = judge.ask(calls, usable)
     rows = []
     for place, (question, turn, template, pair, games) in enumerate(asked):
         both = outcomes[2 * place : 2 * place + 2]
         judgments = [_judgment(outcome) for outcome in both]
-        winners = [verdict(judgment, template.output) for judgment in judgments]
+        found = [compared(outcome, template.output) for outcome in both]
+        winners = ["error" if isinstance(each, Missing) else each for each in found]
         named = [{"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"}]
         rows.append(
             {
@@ -288,19 +330,17 @@ def judge_pairs(
                 "g2_user_prompt": games[1],
                 "g2_judgment": judgments[1],
                 "turn": turn,
-                **_trouble(*both),
+                **_trouble(*found),
             }
         )
     return rows
 
 
 def _judgment(outcome: Reply | Failure) -> str:
-    return outcome.text if isinstance(outcome, Reply) else ERROR
+    return reading.clean(outcome.text) if isinstance(outcome, Reply) else ERROR
 
 
-def _trouble(*outcomes: Reply | Failure) -> dict[str, Any]:
-    """Why a judgment is missing, beside the columns that FastChat has."""
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    if not failures:
-        return {}
-    return {"error": failures[0].reason, "was_asked": all(failure.was_asked for failure in failures)}
+def _trouble(*found: Any) -> dict[str, Any]:
+    """Why a judgment has no verdict, beside the columns that FastChat has."""
+    missing = [each for each in found if isinstance(each, Missing)]
+    return missing[0].as_row() | {"was_asked": all(each.was_asked for each in missing)} if missing else {}

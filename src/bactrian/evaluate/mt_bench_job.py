@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bactrian.data.records import Message, Messages
-from bactrian.errors import InputError
+from bactrian.errors import DataError, InputError
 from bactrian.evaluate import answers, mt_bench, mt_bench_scores, page, pictures, published, verdicts
 from bactrian.evaluate.artifacts import Folder, Result
 from bactrian.evaluate.calls import Call
@@ -35,8 +35,10 @@ def read(files: Files) -> tuple[Bench, Path]:
     references: dict[int, tuple[str, ...]] = {}
     if any(question.category in mt_bench.WITH_REFERENCE for question in questions):
         found = published.locate(published.MT_BENCH_REFERENCES, files.references, files.data)
-        for by_question in mt_bench.read_answers(found).values():
-            references |= {key: answer.turns for key, answer in by_question.items()}
+        by_model = mt_bench.read_answers(found)
+        if len(by_model) > 1:
+            raise DataError(f"{found}: reference answers of {', '.join(by_model)}; give those of one")
+        references = {key: answer.turns for said in by_model.values() for key, answer in said.items()}
     return Bench(questions, templates, references, files.limit), path
 
 

@@ -1,10 +1,9 @@
 """MT-Bench's figures from judgments, whoever made them: FastChat's show_result.py, with intervals and comparisons.
 
-A judgment without a rating (score -1) is left out of every mean and counted. The average is over all judgments that
-remain, not the mean of the two turns' means: they differ where one was left out.
+A judgment without a rating on the scale (score -1) is left out of every mean and counted. The average is over all
+judgments that remain, not the mean of the two turns' means: they differ where one was left out.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,26 +11,33 @@ from itertools import combinations
 from typing import Any
 
 from bactrian.errors import DataError
-from bactrian.evaluate import statistics
-from bactrian.evaluate.mt_bench import FAILED, category_of, rating
+from bactrian.evaluate import published, statistics
+from bactrian.evaluate.mt_bench import category_of, on_scale, rating
 
 Row = dict[str, Any]
 Rows = Sequence[tuple[str, Row]]
+
+_PAIR = {"model_1", "model_2", "g1_winner", "g2_winner"}  # the columns of a comparison
+_WINNERS = ("model_1", "model_2", "tie", "error", None)
 
 
 def is_pairwise(rows: Rows) -> bool:
     """Whether judgments compare two models. Raises `DataError` for rows that are no judgments."""
     kinds = set()
     for where, row in rows:
-        if {"model_1", "model_2", "g1_winner", "g2_winner"} <= set(row):
+        if set(row) >= _PAIR:
             kinds.add(True)
+            names = ("model_1", "model_2")
         elif {"model", "score", "question_id", "turn"} <= set(row):
             kinds.add(False)
+            names = ("model",)
         else:
             raise DataError(
                 f"{where}: not an MT-Bench judgment; it needs model, score, question_id and turn, or model_1, model_2, "
                 f"g1_winner and g2_winner"
             )
+        for name in names:
+            published.text(row, name, where)
     if len(kinds) > 1:
         raise DataError(f"{rows[0][0].rpartition(':')[0]}: rated and compared answers in one file; split it")
     return kinds.pop()
@@ -104,12 +110,11 @@ def pairwise(rows: Rows, baseline: str | None = None) -> dict[str, Row]:
     """
     counts: dict[str, Counter[str]] = {}
     items: dict[str, list[list[float]]] = {}
-    for _, row in rows:
+    for where, row in rows:
         models = str(row["model_1"]), str(row["model_2"])
         if baseline is not None and baseline not in models:
             continue
-        games = row["g1_winner"], row["g2_winner"]
-        outcome = _outcome(games)
+        outcome = _outcome(row, where)
         for place, model in enumerate(models, start=1):
             if model != baseline:
                 result = outcome if outcome in ("tie", "failed") else "win" if outcome == f"model_{place}" else "loss"
@@ -121,15 +126,19 @@ def pairwise(rows: Rows, baseline: str | None = None) -> dict[str, Row]:
     return {model: _pairwise(counts[model], items[model]) for model in counts}
 
 
-def _outcome(games: tuple[Any, Any]) -> str:
+def _outcome(row: Row, where: str) -> str:
+    games = row["g1_winner"], row["g2_winner"]
+    for game in games:
+        if game not in _WINNERS:
+            raise DataError(f"{where}: the winner of a game is {game!r}; it should be model_1, model_2, tie or error")
     if "error" in games or None in games:
         return "failed"
-    return str(games[0]) if games[0] == games[1] and games[0] in ("model_1", "model_2") else "tie"
+    return str(games[0]) if games[0] == games[1] else "tie"
 
 
 def _pairwise(count: Counter[str], items: list[list[float]]) -> Row:
     n = count["win"] + count["loss"] + count["tie"]
-    found = statistics.interval(items)
+    found = statistics.share(items)
     return {
         "win": count["win"],
         "loss": count["loss"],
@@ -149,8 +158,28 @@ def disagreements(rows: Rows) -> list[str]:
     return [
         where
         for where, row in rows
-        if isinstance(row.get("judgment"), str) and "score" in row and rating(row["judgment"]) != row["score"]
+        if isinstance(row.get("judgment"), str)
+        and "score" in row
+        and "error" not in row
+        # Off the scale one is as good as none.
+        and on_scale(rating(row["judgment"])) != _score(row, where)
     ]
+
+
+def failures(rows: Rows) -> dict[str, list[Row]]:
+    """By model the judgments without a verdict, each with the reason as its `error`."""
+    failed: dict[str, list[Row]] = {}
+    for where, row in rows:
+        if set(row) >= _PAIR:
+            if _outcome(row, where) == "failed":
+                lost = "g1" if row["g1_winner"] in ("error", None) else "g2"
+                told = {"error": "a game has no winner", "reply": str(row.get(f"{lost}_judgment") or "")} | row
+                for name in ("model_1", "model_2"):
+                    failed.setdefault(row[name], []).append(told)
+        elif _score(row, where) is None:
+            told = {"error": f"the score is {row['score']}", "reply": str(row.get("judgment") or "")} | row
+            failed.setdefault(row["model"], []).append(told)
+    return failed
 
 
 def repeated(rows: Rows) -> int:
@@ -168,10 +197,11 @@ def _score(row: Row, where: str) -> float | None:
         return None
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise DataError(f"{where}: `score` is {score!r}; it should be a number, -1 where there is none")
-    return None if score == FAILED or math.isnan(score) else score
+    return on_scale(score)
 
 
 def _whole(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole:
         raise DataError(f"{where}: {value!r} should be a whole number")
     return int(value)

@@ -11,7 +11,8 @@ from typing import Any
 
 import jinja2
 
-from bactrian.evaluate.mt_bench import Answer, Question
+from bactrian.evaluate import alpaca_eval
+from bactrian.evaluate.mt_bench import Answer, Question, on_scale
 from bactrian.files.atomic import replacing
 
 Row = dict[str, Any]
@@ -58,7 +59,8 @@ def write_alpaca_eval(path: Path, annotations: Sequence[Row]) -> None:
 def _rated(row: Row) -> tuple[list[Row], str]:
     if not row:
         return [], "–"
-    mark = "failed" if row["score"] == -1 else f"{row['score']:g}"
+    score = on_scale(row["score"])
+    mark = "failed" if score is None else f"{score:g}"
     return [{"label": f"rated {mark} by {row['judge'][0]}", "text": row["judgment"]}], mark
 
 
@@ -76,17 +78,17 @@ def _compared(row: Row, names: Sequence[str]) -> tuple[list[Row], str]:
 
 
 def _preferred(preference: float | None, names: Sequence[str]) -> tuple[str, str]:
-    if preference is None:
+    share = alpaca_eval.share(preference)
+    if share is None:
         return "no verdict", "failed"
-    if preference in (0, 1.5):
+    if share == 0.5:
         return "a draw", "draw"
-    share = preference - 1
     sure = "" if share in (0, 1) else f" ({100 * max(share, 1 - share):.1f} %)"
     return f"prefers {names[int(share > 0.5)]}{sure}", "won" if share > 0.5 else "lost"
 
 
 def _write(path: Path, title: str, subtitle: str, names: Sequence[str], items: list[Row]) -> None:
-    content = json.dumps({"names": names, "items": items}, ensure_ascii=False)
+    content = json.dumps({"names": names, "items": items}, ensure_ascii=False, allow_nan=False)
     # Within a script element nothing but these can end it or begin a comment.
     content = content.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     template = resources.files("bactrian").joinpath(_TEMPLATE).read_text(encoding="utf-8")

@@ -7,15 +7,19 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bactrian.data.sources import reader
 from bactrian.errors import DataError
+from bactrian.files import documents
 from bactrian.files.atomic import replacing
 from bactrian.files.cache import cache_root
 from bactrian.recipe import Source
+
+Rows = list[tuple[str, dict[str, Any]]]  # each with its place
 
 _SECONDS = 60.0
 _FASTCHAT = ("lm-sys/FastChat", "0e6d3e4beaab66f4d3f93db72541a4abab8af28d")
@@ -151,7 +155,7 @@ def _fetch(url: str, file: File) -> bytes:
         ) from None
 
 
-def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def rows(path: Path) -> Rows:
     """The rows of a JSON or JSONL file, each with its place. Raises `DataError`."""
     return list(reader.read(Source(path=str(path), format="messages")))
 
@@ -159,9 +163,37 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def text(row: dict[str, Any], name: str, where: str) -> str:
     """A column that must be text. Raises `DataError`."""
     value = row.get(name)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: `{name}` is {'missing' if value is None else 'not text'}; it should be text")
+    if not is_text(value):
+        why = "missing" if value is None else "half of a surrogate pair" if isinstance(value, str) else "not text"
+        raise DataError(f"{where}: `{name}` is {why}; it should be text")
     return value
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is text that can be sent and written."""
+    return isinstance(value, str) and documents.is_text(value)
+
+
+def of_one(rows: Rows, name_of: Callable[[dict[str, Any]], Any], what: str, wanted: str | None, advice: str) -> Rows:
+    """The rows of one model or judge, the `wanted` one where there are several. Raises `DataError`.
+
+    `what` names them in the plural (judges), `advice` says how one of them is chosen. Rows that name none are all kept
+    where there is but one.
+    """
+    names = dict.fromkeys(str(name) for _, row in rows if (name := name_of(row)) is not None)
+    if len(names) < 2:
+        return rows
+    if wanted not in names:
+        path = rows[0][0].rpartition(":")[0]
+        shown = ", ".join(list(names)[:5]) + (", …" if len(names) > 5 else "")
+        raise DataError(f"{path}: {len(names)} {what} in one file ({shown}); {advice}")
+    return [(where, row) for where, row in rows if str(name_of(row)) == wanted]
+
+
+def judge_of(row: dict[str, Any]) -> Any:
+    """Who judged a row, in the layouts of MT-Bench ([judge, prompt]) and AlpacaEval."""
+    judged = row.get("judge", row.get("annotator"))
+    return judged[0] if isinstance(judged, list) and judged else judged
 
 
 def digest(path: Path) -> str:

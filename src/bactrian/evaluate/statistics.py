@@ -1,7 +1,9 @@
 """How sure a score is, and whether two models differ: intervals, paired tests, and a word where a gap is noise.
 
 Intervals are percentiles of a bootstrap over items (questions, instructions), which are what was drawn from a larger
-set: the two turns of a question go together. Efron and Tibshirani 1993, chapters 13 and 16.
+set: the two turns of a question go together. Efron and Tibshirani 1993, chapters 13 and 16. Of a share with few wins or
+few losses they are Wilson's: 0 of 2 says more than nothing, and less than 0 to 0. Wilson 1927; Brown, Cai and DasGupta
+2001.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ _RESAMPLES = 10_000
 _AT_ONCE = 500  # resamples whose indices are in memory together
 _LEVEL = 0.95
 _SEED = 0
+_FEW = 5  # wins or losses; with fewer neither a bootstrap nor a normal interval holds
+_Z = 1.959963984540054  # of the normal distribution, at the level
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,37 @@ def interval(items: Sequence[Sequence[float]]) -> Interval | None:
     means = np.concatenate([sums[draw].sum(1) / counts[draw].sum(1) for draw in _draws(len(sums))])
     low, high = _limits(means)
     return Interval(float(sums.sum() / counts.sum()), low, high)
+
+
+def share(items: Sequence[Sequence[float]], whole: float = 1.0) -> Interval | None:
+    """As `interval`, of values from 0 to `whole`; Wilson's where the items hold fewer than five wins or losses."""
+    found = interval(items)
+    if found is None:
+        return None
+    count, part = sum(len(item) > 0 for item in items), found.mean / whole
+    if not is_few(part, count):
+        return found
+    low, high = wilson(part, count)
+    return replace(found, low=whole * low, high=whole * high)
+
+
+def is_few(part: float, count: int) -> bool:
+    """Whether so many items with this mean, from 0 to 1, are too few wins or losses for a bootstrap."""
+    return count * min(part, 1 - part) < _FEW
+
+
+def wilson(part: float, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a share that was seen on so many items.
+
+    >>> [round(limit, 3) for limit in (*wilson(0.0, 2), *wilson(0.5, 10))]
+    [0.0, 0.658, 0.237, 0.763]
+    """
+    part = min(max(part, 0.0), 1.0)
+    ratio = _Z**2 / count
+    middle = (part + ratio / 2) / (1 + ratio)
+    half = (ratio * part * (1 - part) + ratio**2 / 4) ** 0.5 / (1 + ratio)
+    # What was seen is inside, and 0 of n begins at 0, to the last digit.
+    return max(0.0, min(middle - half, part)), min(1.0, max(middle + half, part))
 
 
 def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> Comparison | None:

@@ -59,10 +59,10 @@ def parse_toml(text: str | bytes, where: str, kind: type[InputError] = DataError
     return tree
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
+def dumps(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
     """JSON that every reader takes. Numbers that are not finite become null, halves of a surrogate pair are escaped."""
     value = _finite(value)
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -7,7 +7,6 @@ ids of the token under the pointer.
 
 import bisect
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from bactrian.data.corpus import Corpus
 from bactrian.data.records import Example
 from bactrian.data.tokenizer import Tokenizer
+from bactrian.files import documents
 from bactrian.files.atomic import replacing
 from bactrian.prepare import Prepared
 
@@ -44,7 +44,7 @@ def write(path: Path, prepared: Prepared, tokenizer: Tokenizer, examples: Sequen
         "update": None if update is None else _update(prepared, update),
     }
     # In a script nothing is escaped; only `</` or `<!--` could end it.
-    data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = documents.dumps(content).replace("<", "\\u003c")
     with replacing(path) as temporary:
         source = jinja2.Template(template.read_text(encoding="utf-8"))
         temporary.write_text(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bactrian.errors import ModelError
+from bactrian.files import documents
 from bactrian.model import llama
 
 Json = dict[str, Any]
@@ -86,7 +87,7 @@ def write(config: llama.Config, folder: Path, eos_ids: tuple[int, ...], bos_id: 
 
 
 def _write_json(path: Path, values: Json) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    path.write_text(documents.dumps(values, indent=2, ascii_only=True) + "\n", encoding="utf-8")
 
 
 def _describe(config: llama.Config) -> Json:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from bactrian.errors import ModelError
+from bactrian.files import documents
 from bactrian.files.atomic import replacing
 from bactrian.files.cache import cache_root
 from bactrian.model import gguf_weights, hf_config, llama, safetensors_file, tensors
@@ -103,7 +104,7 @@ def save(
         if len(shards) > 1:
             size = sum(math.prod(tensor.shape) for tensor in named.values()) * _DTYPES[dtype].itemsize
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-            (staged / tensors.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (staged / tensors.INDEX).write_text(documents.dumps(index, indent=2) + "\n", encoding="utf-8")
         hf_config.write(config, staged, eos_ids, bos_id, dtype)
     _move_in(folder / "model.incoming", folder)
 
@@ -141,7 +142,7 @@ def save_adapters(
     with replacing(folder) as staged:
         staged.mkdir()
         safetensors_file.write(staged / "adapter_model.safetensors", shapes, _DTYPES["float32"], on_host)
-        (staged / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (staged / "adapter_config.json").write_text(documents.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _writes(names: Iterable[str], on_host: Callable[[str], np.ndarray]) -> bool:

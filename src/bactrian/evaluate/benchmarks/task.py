@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bactrian.data.records import Message
+from bactrian.evaluate import statistics
 from bactrian.evaluate.protocol import Prompt, Responder
 from bactrian.evaluate.statistics import Interval
 
@@ -71,7 +72,11 @@ def plain(text: str) -> str:
 
 
 def score(items: Sequence[Graded], macro: bool) -> tuple[Interval, dict[str, float]]:
-    """The score in percent with its bootstrap interval over items (within groups if `macro`), and the groups' means."""
+    """The score in percent with its bootstrap interval over items (within groups if `macro`), and the groups' means.
+
+    Where a group's items are all alike, or there are few wins or losses in all, the bootstrap sees less than there is:
+    then the interval is Wilson's, of groups as Zou and Donner 2008 combine them.
+    """
     groups: dict[str, list[float]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(100 * item.value)
@@ -85,7 +90,21 @@ def score(items: Sequence[Graded], macro: bool) -> tuple[Interval, dict[str, flo
             picks = random.integers(0, len(values), (_AT_ONCE, len(values)))
             drawn[start : start + _AT_ONCE] += values[picks].mean(1) / len(kept)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(np.mean([values.mean() for values in kept])), float(low), float(high)), means
+    mean = float(np.mean([values.mean() for values in kept]))
+    if statistics.is_few(mean / 100, len(items)) or any(np.ptp(values) == 0 for values in kept):
+        low, high = _wilson(kept, mean)
+    return Interval(mean, float(low), float(high)), means
+
+
+def _wilson(groups: Sequence[np.ndarray], mean: float) -> tuple[float, float]:
+    """The limits of a mean of groups' means: the squares of the distances to each one's own limits add up."""
+    shares = [float(values.mean()) / 100 for values in groups]
+    limits = [statistics.wilson(share, len(values)) for share, values in zip(shares, groups, strict=True)]
+    below, above = (
+        100 / len(groups) * sum((share - limit[side]) ** 2 for share, limit in zip(shares, limits, strict=True)) ** 0.5
+        for side in (0, 1)
+    )
+    return max(0.0, mean - below), min(100.0, mean + above)
 
 
 def answers(responder: Responder, prompts: Sequence[Prompt], settings: Any) -> list[str]:
