@@ -182,7 +182,7 @@ def preferred(outcome: Reply | Failure, version: Version) -> float | Missing:
         if version == 1:
             return reading.lacking_in_text(reply, "there is no rank of 1 or 2 for model_1 in the reply")
         if not reply.logprobs:
-            return "the reply has no log-probabilities, which AlpacaEval 2 reads; see --version 1, or another judge"
+            return "the reply has no log-probabilities, which AlpacaEval 2 needs"
         return f"neither {' nor '.join(_CHOICES)} is among the likeliest tokens of the reply"
 
     return reading.verdict(outcome, lambda reply: preference(reply, version), lacking)

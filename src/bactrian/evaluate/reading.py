@@ -53,9 +53,9 @@ def verdict(
 
 def lacking_in_text(reply: Reply, what: str) -> str:
     """Why a text holds no verdict: it is empty or truncated, or else `what`."""
-    if not reply.text.strip():
-        return "the reply is empty"
-    return "the reply was truncated before its verdict" if reply.finish == TRUNCATED else what
+    if reply.finish == TRUNCATED:
+        return "the reply was truncated before its verdict"
+    return what if reply.text.strip() else "the reply is empty"
 
 
 def clean(text: str) -> str:
@@ -69,5 +69,6 @@ def _unreadable(reply: Reply) -> str | None:
     if reply.refusal is not None:
         return f"the judge refused: {printable(reply.refusal, _QUOTED)}"
     if reply.fault is not None:
-        return reply.fault
+        early = "; it was truncated before it said anything" if reply.finish == TRUNCATED and not reply.text else ""
+        return reply.fault + early
     return None if documents.is_text(reply.text) else "the reply holds half of a surrogate pair, which is no character"

@@ -56,12 +56,12 @@ def why(failed: Sequence[Row]) -> str:
     reasons = Counter(str(row["error"]) for row in failed)
     reason, times = reasons.most_common(1)[0]
     row = next(row for row in failed if str(row["error"]) == reason)
-    words = [reason if len(reasons) == 1 else f"{times}: {reason}"]
+    words = reason if len(reasons) == 1 else f"{times}: {reason}"
     if row.get("reply") or row.get("finish_reason"):
-        words.append(f"a reply is {printable(str(row.get('reply') or ''), _QUOTED)!r}")
+        words += f'; one reply: "{printable(str(row.get("reply") or ""), _QUOTED)}"'
     if row.get("finish_reason"):
-        words.append(f"finish reason {printable(str(row['finish_reason']), _QUOTED)}")
-    return ", ".join(words)
+        words += f", finish reason {printable(str(row['finish_reason']), _QUOTED)}"
+    return words
 
 
 def note(failed: int, limit: int | None) -> str | None:
