@@ -29,6 +29,7 @@ ORDER = [
     "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "
     "data.binarize data.sources data.screen data.screens",
     "model.hub model.attention model.safetensors_file data.sharing",
+    "lineage",
     "data.workers data.tokenizing data.corpus data.packing model.prefix model.shards",
     "data.questions model.llama model.logprobs model.likelihood model.rounding train.moments",
     "model.gguf_weights model.hf_config model.mesh",

@@ -38,7 +38,8 @@ def test_every_path(tiny_run: Path):
 def test_the_ledger(tiny_run: Path):
     ledger = Run(tiny_run).evidence("ledger")
     stages = [ledger.pop("sft"), ledger.pop("dpo")]
-    assert set(ledger) == {"versions", "weights", "prompts"}
+    assert set(ledger) == {"versions", "weights", "prompts", "base"}
+    assert set(ledger["base"]) == set(documented("base"))
     for stage in stages:
         assert set(stage) == set(documented("ledger.json"))
         assert set(stage["training"]) == set(documented("training"))

@@ -4,9 +4,9 @@ A number is printed where one of those files holds it, or the rows of metrics.js
 it; what has no data has no row and no section. Of a path only its last name is shown.
 """
 
+import json
 import re
 import shutil
-import statistics
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from bactrian import lineage, report
 from bactrian.files.atomic import replacing
 from bactrian.markdown import code, harmless, number, quote, table
-from bactrian.model.hub import WHEELS
-from bactrian.recipe import DPO, Evaluation, Recipe, Rule, Stage
+from bactrian.recipe import DPO, SFT, Evaluation, Recipe, Rule, Stage, StageName
 from bactrian.report import TITLES
 from bactrian.run import Run
 
@@ -58,6 +58,16 @@ class Score(NamedTuple):
     count: int | None
 
 
+class Trained(NamedTuple):
+    """One stage that the model went through, in this run or in one before; `title` tells them apart."""
+
+    title: str
+    name: StageName
+    settings: Stage
+    ledger: dict[str, Any]
+    measured: dict[str, float]
+
+
 def write(run: Run) -> Path:
     """Write the card to the run's `export/README.md`, with the pictures it shows beside it; returns its path."""
     path = run.export / "README.md"
@@ -73,7 +83,10 @@ def write(run: Run) -> Path:
 
 def _render(run: Run, pictures: list[str]) -> str:
     recipe, ledger, evaluation = run.recipe(), run.evidence("ledger"), run.evidence("evaluation")
+    base = ledger.get("base") or lineage.named(recipe.model.source)
     labels = ["base", *recipe.stages()]
+    titles = {label: report.titles(ledger)[label] for label in labels}
+    trained = _trained(base, recipe, ledger, run.metrics())
     scores = _scores(evaluation, labels)
     benchmarks = run.benchmarks()
     template = resources.files("bactrian").joinpath("templates/card.md.jinja").read_text(encoding="utf-8")
@@ -81,36 +94,77 @@ def _render(run: Run, pictures: list[str]) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     return environment.from_string(template).render(
-        metadata=_metadata(recipe, scores, benchmarks),
+        metadata=_metadata(base, trained, recipe, scores, benchmarks),
         title=harmless(recipe.export.name or recipe.name),
-        base=harmless(_base_model(recipe.model.source)),
-        stages=[TITLES[name] for name in recipe.stages()],
-        data=_data(recipe, ledger),
-        tokens=_tokens(recipe, ledger),
-        training=_training(recipe, run.metrics()),
+        base=harmless(base["model"]),
+        stored=_stored(base),
+        stages=[stage.title for stage in trained],
+        kinds={stage.name for stage in trained},
+        start=titles["base"] if base["runs"] else None,
+        data=_data(trained),
+        tokens=_tokens(trained),
+        training=_training(trained),
         recipe=recipe,
         versions=[harmless(f"{name} {version}") for name, version in ledger.get("versions", {}).items()],
         curves=[{"file": f"{name}.png", "title": _CURVES[name]} for name in pictures],
-        scores=_score_table(scores, labels),
+        scores=_score_table(scores, titles),
         meanings=_meanings(scores, recipe.evaluation),
         benchmarks=_benchmark_table(benchmarks),
-        samples=_samples(run.samples(), labels),
-        learnt=_learnt(recipe, ledger),
-        longest=[f"{number(stage.max_length)} tokens ({TITLES[name]})" for name, stage in recipe.stages().items()],
+        samples=_samples(run.samples(), titles),
+        learnt=_learnt(trained),
+        longest=[f"{number(stage.settings.max_length)} tokens ({stage.title})" for stage in trained],
         counts={name.replace("_", " "): number(count) for name, count in evaluation.get("counts", {}).items()},
         rules=any(score.name not in _COUNTED for score in scores),
     )
 
 
+def _trained(
+    base: dict[str, Any], recipe: Recipe, ledger: dict[str, Any], metrics: list[dict[str, Any]]
+) -> list[Trained]:
+    kinds: dict[StageName, type[Stage]] = {"sft": SFT, "dpo": DPO}
+    found = [
+        Trained(
+            f"{TITLES[name]} ({harmless(run['name'])})",
+            name,
+            kinds[name].model_validate_json(json.dumps(stage["settings"])),
+            stage["ledger"],
+            stage["measured"],
+        )
+        for run in base["runs"]
+        for name, stage in run["stages"].items()
+    ]
+    return found + [
+        Trained(TITLES[name], name, stage, ledger.get(name, {}), lineage.measured(name, metrics))
+        for name, stage in recipe.stages().items()
+    ]
+
+
+def _stored(base: dict[str, Any]) -> str | None:
+    """From which numbers the base model was read, where not from its own."""
+    if not base["file"]:
+        return None
+    as_what = (
+        f", quantized as {base['quantization']}, which are its weights to a few bits each"
+        if base["quantization"]
+        else ""
+    )
+    return f"the file {code(base['file'])}{as_what}"
+
+
 # Front matter
 
 
-def _metadata(recipe: Recipe, scores: list[Score], benchmarks: list[dict[str, Any]]) -> str:
+def _metadata(
+    base: dict[str, Any],
+    trained: list[Trained],
+    recipe: Recipe,
+    scores: list[Score],
+    benchmarks: list[dict[str, Any]],
+) -> str:
     """The Hub's YAML. https://github.com/huggingface/hub-docs/blob/main/modelcard.md"""
     from huggingface_hub import EvalResult, ModelCardData
 
-    stages = recipe.stages()
-    last = list(stages)[-1]
+    last = list(recipe.stages())[-1]
     results = []
     for score in scores:
         dataset = _measured_on(score.name, recipe)
@@ -139,15 +193,16 @@ def _metadata(recipe: Recipe, scores: list[Score], benchmarks: list[dict[str, An
                 metric_name=f"{result['name']}{judged}",
             )
         )
-    hub = [_name(source.path) for stage in stages.values() for source in stage.data if source.path.startswith("hf:")]
+    paths = [source.path for stage in trained for source in stage.settings.data]
+    hub = [_name(path) for path in paths if path.startswith("hf:")]
     return ModelCardData(
         language=recipe.export.language,
         license=recipe.export.licence,
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=_base_model(recipe.model.source),
+        base_model=base["model"],
         datasets=list(dict.fromkeys(hub)) or None,
-        tags=["bactrian", *stages],
+        tags=["bactrian", *dict.fromkeys(stage.name for stage in trained)],
         model_name=recipe.export.name or recipe.name,
         eval_results=results or None,
     ).to_yaml()
@@ -161,17 +216,6 @@ def _measured_on(score: str, recipe: Recipe) -> str | None:
     return None if recipe.evaluation.prompts is None else _name(recipe.evaluation.prompts)
 
 
-def _base_model(source: str) -> str:
-    """The name of a base model: as on the Hub, or plain; never where it lies."""
-    if source.startswith("hf:"):
-        return _name(source)
-    if source.startswith("pypi:"):
-        return WHEELS[source.removeprefix("pypi:")].model
-    path = Path(source)
-    name = path.parent.name if path.name in ("export", "final") else path.name.removesuffix(".gguf")
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "base"
-
-
 def _name(path: str) -> str:
     """A data file's name without its folders, or a Hub name without its revision."""
     return path.removeprefix("hf:").partition("@")[0] if path.startswith("hf:") else Path(path).name
@@ -180,32 +224,32 @@ def _name(path: str) -> str:
 # Sections
 
 
-def _data(recipe: Recipe, ledger: dict[str, Any]) -> str:
+def _data(trained: list[Trained]) -> str:
     rows = []
-    for name in recipe.stages():
-        entries = ledger.get(name, {})
+    for stage in trained:
+        entries = stage.ledger
         for use, part in (("training", entries), ("held out", entries.get("heldout", {}))):
             for source in part.get("sources", []):
                 dropped = [f"{count:,} {reason}".replace("_", " ") for reason, count in source["dropped"].items()]
-                shown = [TITLES[name], use, harmless(_name(source["path"])), source["format"]]
+                shown = [stage.title, use, harmless(_name(source["path"])), source["format"]]
                 counts = [number(source["read"]), number(source["kept"]), ", ".join(dropped)]
                 rows.append([*shown, *counts, harmless(source.get("licence") or "")])
     return table(("stage", "use", "source", "format", "rows read", "kept", "dropped", "licence"), rows)
 
 
-def _tokens(recipe: Recipe, ledger: dict[str, Any]) -> str:
+def _tokens(trained: list[Trained]) -> str:
     keys = ("updates", "examples", "examples_left_out", "learned", "masked", "padding", "places")
     shown = ("stage", "updates", "examples", "examples left out", "learnt", "masked", "padding", "places")
-    seen = {name: ledger.get(name, {}).get("training", {}) for name in recipe.stages()}
-    return table(shown, [[TITLES[name], *(number(it.get(key)) for key in keys)] for name, it in seen.items() if it])
+    seen = [(stage.title, stage.ledger.get("training", {})) for stage in trained]
+    return table(shown, [[title, *(number(it.get(key)) for key in keys)] for title, it in seen if it])
 
 
-def _training(recipe: Recipe, metrics: list[dict[str, Any]]) -> str:
+def _training(trained: list[Trained]) -> str:
     """Settings and what was measured, a column per stage."""
-    columns = [{**_settings(stage), **_measured(name, metrics)} for name, stage in recipe.stages().items()]
+    columns = [{**_settings(stage.settings), **_measured(stage.measured)} for stage in trained]
     keys = dict.fromkeys(key for column in columns for key in column)
     rows = [[key, *(column.get(key, "") for column in columns)] for key in keys]
-    return table(("", *(TITLES[name] for name in recipe.stages())), [row for row in rows if any(row[1:])])
+    return table(("", *(stage.title for stage in trained)), [row for row in rows if any(row[1:])])
 
 
 def _settings(stage: Stage) -> dict[str, str]:
@@ -237,28 +281,21 @@ def _adapters(stage: Stage) -> str | None:
     return lora and f"rank {lora.rank}, alpha {number(lora.alpha)}, of {', '.join(lora.targets)}"
 
 
-def _measured(stage: str, metrics: list[dict[str, Any]]) -> dict[str, str]:
-    """What the rows of the steps that were made say."""
-    rows = [row for row in metrics if row["stage"] == stage and row["kind"] == "train"]
-    held = [row for row in metrics if row["stage"] == stage and row["kind"] == "heldout"]
-    timings = [row.get("timing", {}) for row in rows]
-    seconds = [timing["seconds"] for timing in timings if "seconds" in timing]
-    speeds = [timing["tokens_per_second"] for timing in timings if "tokens_per_second" in timing]
-    best = min(held, key=lambda row: row["loss"], default=None)
+def _measured(found: dict[str, float]) -> dict[str, str]:
     shown = {
-        "steps made": max((row["step"] for row in rows), default=None),
-        "tokens seen": sum(row.get("tokens", 0) for row in rows) or None,
-        "tokens learnt": sum(row.get("learned_tokens", 0) for row in rows) or None,
-        "training loss of the last step": rows[-1]["loss"] if rows else None,
+        "steps made": found.get("steps"),
+        "tokens seen": found.get("tokens"),
+        "tokens learnt": found.get("learned_tokens"),
+        "training loss of the last step": found.get("loss"),
     }
     measured = {key: number(value) for key, value in shown.items()}
-    if best:
-        measured["best held-out loss"] = f"{number(best['loss'])} (step {number(best['step'])})"
-    if seconds:
-        measured["seconds in steps"] = f"{sum(seconds):,.1f}"
-    if speeds:
-        # Of a step in the middle: the first one compiles. The lower of two is one that was measured.
-        measured["tokens per second (median step)"] = f"{statistics.median_low(speeds):,.1f}"
+    if "best_heldout_loss" in found:
+        step = number(found["best_heldout_step"])
+        measured["best held-out loss"] = f"{number(found['best_heldout_loss'])} (step {step})"
+    if "seconds" in found:
+        measured["seconds in steps"] = f"{found['seconds']:,.1f}"
+    if "tokens_per_second" in found:
+        measured["tokens per second (median step)"] = f"{found['tokens_per_second']:,.1f}"
     return measured
 
 
@@ -276,13 +313,13 @@ def _scores(evaluation: dict[str, Any], labels: Sequence[str]) -> list[Score]:
     return [score for score in found if sum(label not in score.by_label for label in labels) < 2]
 
 
-def _score_table(scores: list[Score], labels: Sequence[str]) -> str:
+def _score_table(scores: list[Score], titles: dict[str, str]) -> str:
     rows = [
         [_NAMES.get(score.name, score.name.replace("_", " ")), number(score.count)]
-        + [f"{score.by_label[label]:.3f}" if label in score.by_label else "" for label in labels]
+        + [f"{score.by_label[label]:.3f}" if label in score.by_label else "" for label in titles]
         for score in scores
     ]
-    return table(("score", "n", *(TITLES[label] for label in labels)), rows)
+    return table(("score", "n", *titles.values()), rows)
 
 
 def _benchmark_table(benchmarks: list[dict[str, Any]]) -> str:
@@ -310,18 +347,18 @@ def _rule(rule: Rule) -> str:
     return f"**{rule.name.replace('_', ' ')}**: share of answers that match {wanted}{never}. Case is ignored."
 
 
-def _samples(rows: list[dict[str, Any]], labels: Sequence[str]) -> list[list[dict[str, str]]]:
+def _samples(rows: list[dict[str, Any]], titles: dict[str, str]) -> list[list[dict[str, str]]]:
     """A few prompts with the answers to them. Their places are fixed: none is chosen by what it says."""
     answered = [row for row in rows if row["answers"]]
     samples = []
     for row in answered[:: max(1, -(-len(answered) // _SAMPLES))]:
-        answers = [(TITLES[label], row["answers"][label]) for label in labels if label in row["answers"]]
+        answers = [(title, row["answers"][label]) for label, title in titles.items() if label in row["answers"]]
         parts = [("Prompt", row["prompt"]), *answers]
         samples.append([{"label": label, "text": quote(text)} for label, text in parts])
     return samples
 
 
-def _learnt(recipe: Recipe, ledger: dict[str, Any]) -> list[str]:
+def _learnt(trained: list[Trained]) -> list[str]:
     what = {"sft": "conversations", "dpo": "pairs"}
-    counts = {name: ledger.get(name, {}).get("examples") for name in recipe.stages()}
-    return [f"{number(n)} {what[name]} ({TITLES[name]})" for name, n in counts.items() if n]
+    counts = [(stage, stage.ledger.get("examples")) for stage in trained]
+    return [f"{number(n)} {what[stage.name]} ({stage.title})" for stage, n in counts if n]

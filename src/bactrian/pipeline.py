@@ -13,7 +13,7 @@ import numpy as np
 
 import bactrian
 from bactrian import assistant as assistants
-from bactrian import card, evidence, progress, report
+from bactrian import card, evidence, lineage, progress, report
 from bactrian import recipe as recipes
 from bactrian.assistant import Assistant
 from bactrian.data.chat import Chat
@@ -22,7 +22,7 @@ from bactrian.evidence import Prompt
 from bactrian.files.cache import cache_root
 from bactrian.hosts import ALONE, Hosts
 from bactrian.inference.engine import Engine
-from bactrian.model import hf_config, hub, llama, lora, weights
+from bactrian.model import hf_config, llama, lora, weights
 from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
 from bactrian.prepare import Parts, Prepared, check_positions, prepare
@@ -114,6 +114,8 @@ class Pipeline:
         if hosts.is_first:
             _refuse_changed_inputs(run, account)
             check_trackers(recipe)
+            begun_with = run.evidence("ledger").get("base") or lineage.of(recipe.model.source, base.path)
+            account["base"] = begun_with
             run = Run.open(folder, recipe)
             run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))
         computation = Computation.of(recipe.model, base.config, mesh, hosts)
@@ -151,7 +153,7 @@ class Pipeline:
     def _train(self) -> None:
         self.hosts.doing("while the base model was loaded; the same command takes up the run")
         parameters = self.base.parameters(self.recipe.model.parameters, self.computation.compute.mesh)
-        published = hub.on_the_hub(self.recipe.model.source) or (str(self.base.path.resolve()), None)
+        published = lineage.published(self.recipe.model.source, self.base.path)
         model = Model("base", parameters, published, _fingerprint(self.base.path, self.hosts))
         base_pairs = self._pair_logprobs(model)
         self._measure(model, base_pairs)

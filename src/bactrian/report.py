@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bactrian.files.atomic import replacing
+from bactrian.markdown import harmless
 from bactrian.recipe import STAGES
 from bactrian.run import Run
 
@@ -41,6 +42,12 @@ _STYLE: dict[Any, Any] = {
 _NOT_SHARES = {"sft_loss", "preference_margin", "counts"}
 
 
+def titles(ledger: dict[str, Any]) -> dict[str, str]:
+    """The labels of a run's scores as a reader sees them. What a chained run began with is no base model."""
+    runs = ledger.get("base", {}).get("runs", [])
+    return {**TITLES, "base": f"Start ({harmless(runs[-1]['name'])})"} if runs else TITLES
+
+
 def plot(run: Run) -> list[Path]:
     """Write the pictures for which the run has data to its `plots/`; returns them."""
     metrics = run.metrics()
@@ -49,7 +56,7 @@ def plot(run: Run) -> list[Path]:
         "loss": lambda figure: _losses(figure, metrics),
         "margin": lambda figure: _preference(figure, metrics, "margin"),
         "accuracy": lambda figure: _preference(figure, metrics, "accuracy"),
-        "scores": lambda figure: _scores(figure, evaluation),
+        "scores": lambda figure: _scores(figure, evaluation, titles(run.evidence("ledger"))),
     }
     # Figures of their own, drawn by Agg: no display, and nothing of pyplot's that a notebook may have set.
     import matplotlib
@@ -126,7 +133,7 @@ def _points(metrics: Rows, stage: str, kind: str, name: str) -> tuple[list[int],
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def _scores(figure: "Figure", evaluation: dict[str, Any]) -> bool:
+def _scores(figure: "Figure", evaluation: dict[str, Any], titles: dict[str, str] = TITLES) -> bool:
     shares = {name: by_label for name, by_label in evaluation.items() if name not in _NOT_SHARES and by_label}
     labels = [label for label in TITLES if any(label in by_label for by_label in shares.values())]
     if not shares:
@@ -137,12 +144,13 @@ def _scores(figure: "Figure", evaluation: dict[str, Any]) -> bool:
         measured = [(group, by[label]) for group, by in enumerate(shares.values()) if label in by]
         centres = [group + (place - (len(labels) - 1) / 2) * width for group, _ in measured]
         heights = [value for _, value in measured]
-        bars = axes.bar(centres, heights, width * 0.94, color=_COLOURS[label], label=TITLES[label])
+        bars = axes.bar(centres, heights, width * 0.94, color=_COLOURS[label], label=titles[label])
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=10)
     axes.set_xticks(range(len(shares)), [name.replace("_", " ") for name in shares])
     if len(shares) > 5:
         axes.tick_params(axis="x", labelrotation=20)
-    axes.set(title="Held-out data: base model and each stage", ylabel="share", ylim=(0, 1.08))
+    start = "base model" if titles is TITLES else titles["base"]
+    axes.set(title=f"Held-out data: {start} and each stage", ylabel="share", ylim=(0, 1.08))
     axes.grid(visible=False, axis="x")
     axes.legend(ncols=len(labels), loc="upper right", bbox_to_anchor=(1, 1.09))
     return True
