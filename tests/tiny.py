@@ -169,11 +169,10 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "bactrian", *map(str, arguments)]
 
 
-def run(arguments: Sequence[object], cache: Path, stdin: str = "", **more: str) -> Done:
+def run(arguments: Sequence[object], cache: Path, stdin: str = "", timeout: float = 240, **more: str) -> Done:
     """Run the command in a process of its own."""
-    done = subprocess.run(
-        command(*arguments), input=stdin, env=environment(cache, **more), capture_output=True, text=True, timeout=240
-    )
+    told = {"input": stdin, "env": environment(cache, **more), "timeout": timeout}
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, **told)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -127,6 +127,11 @@ def record_scores(run: Run, label: str, scores: dict[str, float], counts: dict[s
     run.record("evaluation", update)
 
 
+def line(label: str, scores: dict[str, float]) -> str:
+    """What a person is told of a model's scores."""
+    return f"{label}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+
+
 def is_recorded(run: Run, label: str) -> bool:
     """Whether the scores of `label` are on disk."""
     evaluation = run.evidence("evaluation")

@@ -231,7 +231,7 @@ class Pipeline:
             counts["prompts"] = len(self.prompts)
         evidence.record_scores(self.run, model.label, scores, counts)
         if scores:
-            progress.say(f"{model.label}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+            progress.say(evidence.line(model.label, scores))
 
     def _pair_logprobs(self, model: Model) -> np.ndarray | None:
         dpo = self.prepared.get("dpo")
