@@ -253,6 +253,33 @@ def test_a_judge_that_is_lost_midway_leaves_no_score(questions: Path, tmp_path: 
         assert judge.sent.total() == 7
 
 
+@pytest.mark.parametrize("verb", ["mt-bench", "pairs", "alpaca-eval", "judge"])
+def test_a_judge_without_verdicts_makes_no_score(questions: Path, tmp_path: Path, verb: str):
+    pairs = [{"input": f"q{n}", "output_1": "a", "output_2": "bb", "label": 1 + n % 2} for n in range(6)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    asked = {
+        "mt-bench": ("mt-bench", questions / "ada.jsonl"),
+        "pairs": ("mt-bench", questions / "ada.jsonl", "--against", questions / "bob.jsonl"),
+        "alpaca-eval": ("alpaca-eval", questions / "cleo.json", "--version", 2),
+        "judge": ("judge", tmp_path / "pairs.json"),
+    }[verb]
+    asked = (*asked, "--json", *QUICK, "--reasks", 1, "--out", tmp_path / "o")
+    with FakeJudge(("says_no",), rate=2).running() as judge:
+        done = evaluate(*asked, "--judge", judge.url)
+        sent = judge.sent.total()
+        again = evaluate(*asked, "--judge", judge.url)
+        assert judge.sent.total() == sent, "what was answered is not asked again"
+    for each in (done, again):
+        assert each.code == 1 and each.out == "" and "Traceback" not in each.err
+        assert 'one reply: "I' in each.err.splitlines()[-1] and "finish reason stop" in each.err.splitlines()[-1]
+        assert "judgments failed (" in each.err and "larger --reasks" in each.err
+    assert not (tmp_path / "o" / "scores.json").exists()
+    rows = question_set.read(tmp_path / "o" / "judgments.jsonl")
+    assert all(row["error"] and row["finish_reason"] == "stop" for row in rows)
+    with FakeJudge().running() as judge:
+        assert scores(evaluate(*asked, "--judge", judge.url, "--reasks", 2)), "others are asked for"
+
+
 def test_both_sides_of_a_comparison_are_asked_alike(tiny_recipe: Path, tmp_path: Path):
     base = tiny_recipe.parent / "base"
     with FakeJudge().running() as judge:

@@ -219,11 +219,9 @@ def _planned_mt_bench(candidate: Candidate, folder: Folder, bench: mt_bench.Benc
     """The answers that are there, and empty ones in place of those that are not."""
     if candidate.file:
         return answers.given_mt_bench(candidate.file, candidate.name, bench.questions)
-    made = {row["question_id"]: row["choices"][0]["turns"] for row in folder.answers()}
-    return {
-        each.id: mt_bench.Answer(candidate.shown, tuple(made.get(each.id, [""] * len(each.turns))))
-        for each in bench.questions
-    }
+    unmade = {each.id: mt_bench.Answer(candidate.shown, ("",) * len(each.turns)) for each in bench.questions}
+    made = answers.made_mt_bench(folder, candidate.shown)
+    return {key: made.get(key, answer) for key, answer in unmade.items()}
 
 
 def run_alpaca_eval(
@@ -270,7 +268,7 @@ def _planned_alpaca_eval(
 ) -> list[alpaca_eval.Output]:
     if candidate.file:
         return answers.given_alpaca_eval(candidate.file, candidate.name)
-    made = {row["instruction"]: row["output"] for row in folder.answers()}
+    made = {each.instruction: each.output for each in answers.made_alpaca_eval(folder, candidate.shown)}
     return [
         alpaca_eval.Output(each.instruction, made.get(each.instruction, ""), candidate.shown, each.dataset)
         for each in references

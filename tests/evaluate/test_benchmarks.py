@@ -281,3 +281,10 @@ def test_the_interval_of_a_share_is_the_binomial_one():
     deviation = 100 * (0.6 * 0.4 / 200) ** 0.5
     assert interval.low == pytest.approx(60 - 1.96 * deviation, abs=0.6)
     assert interval.high == pytest.approx(60 + 1.96 * deviation, abs=0.6)
+
+
+def test_the_interval_of_few_items_is_not_a_point():
+    none, _ = task.score([item("a", 0.0), item("a", 0.0)], False)
+    assert (none.mean, none.low) == (0.0, 0.0) and none.high == pytest.approx(65.76, abs=0.01)
+    each, _ = task.score([item("a", 0.0), item("b", 1.0)], True)
+    assert each.mean == 50 and each.low == pytest.approx(50 - 39.7, abs=0.1) == 100 - each.high

@@ -1,5 +1,6 @@
 """Laws: nothing is asked twice, also after a kill; what is kept belongs to what was asked."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -98,3 +99,32 @@ def test_another_file_is_refused(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"question": "what is this?"}\n')
     with pytest.raises(DataError, match=r"r.jsonl:1: not a line of responses"):
         Kept(Counting(), tmp_path / "r.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["5", '{"key": "k", "answers": 5}', '{"key": "k", "answers": [5]}', '{"key": 5, "answers": []}', "[" * 100_000],
+)
+def test_odd_lines_are_refused(tmp_path, line):
+    (tmp_path / "r.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=r"r.jsonl:1: not a line of responses"):
+        Kept(Counting(), tmp_path / "r.jsonl")
+
+
+def test_a_line_with_too_few_answers_is_refused(tmp_path):
+    ask(Counting(), tmp_path / "r.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    lines[0]["answers"] = lines[0]["answers"][:1]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match="fewer or more answers"):
+        ask(Counting(), tmp_path / "r.jsonl")
+
+
+def test_a_score_that_is_not_finite_is_kept_as_what_it_is(tmp_path):
+    class Impossible(Counting):
+        def score(self, contexts, continuations):
+            return [Score(float("-inf"), False) for _ in contexts]
+
+    for responder in (Impossible(), Counting()):
+        assert ask(responder, tmp_path / "r.jsonl")[1] == [Score(float("-inf"), False)] * 5
+    assert "Infinity" not in (tmp_path / "r.jsonl").read_text()

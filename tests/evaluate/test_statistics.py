@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import sem, ttest_rel
+from scipy.stats import binomtest, sem, ttest_rel
 
 from bactrian.evaluate import statistics
 
@@ -60,3 +60,20 @@ def test_mcnemar_is_a_fair_coin():
     assert statistics.mcnemar(0, 0) == 1.0
     assert statistics.mcnemar(5, 0) == pytest.approx(2 / 32)
     assert statistics.mcnemar(7, 3) == statistics.mcnemar(3, 7) == pytest.approx(0.34375)
+
+
+def test_a_share_of_few_has_wilsons_interval():
+    found = statistics.share([[0.0], [0.0]])
+    assert found is not None and (found.mean, found.low) == (0.0, 0.0) and found.high == pytest.approx(0.6576, abs=1e-4)
+    found = statistics.share([[100.0]] * 3, 100)
+    assert found is not None and (found.low, found.high) == (pytest.approx(43.85, abs=0.01), 100.0)
+    for wins, count in ((1, 8), (4, 805), (801, 805)):
+        found = statistics.share([[1.0]] * wins + [[0.0]] * (count - wins))
+        theirs = binomtest(wins, count).proportion_ci(method="wilson")
+        assert found is not None and (found.low, found.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
+    assert statistics.share([[], []]) is None
+
+
+def test_a_share_of_many_has_the_bootstraps():
+    items = [[float(n % 3 == 0)] for n in range(60)]
+    assert statistics.share(items) == statistics.interval(items)

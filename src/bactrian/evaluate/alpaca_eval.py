@@ -50,11 +50,15 @@ def read_outputs(path: Path, name: str | None = None) -> list[Output]:
     """
     rows = published.rows(path)
     rows = published.of_one(rows, lambda row: row.get("generator"), "models", name, "say with --name whose to take")
-    outputs = []
-    for where, row in rows:
-        instruction, output = published.text(row, "instruction", where), published.text(row, "output", where)
-        outputs.append(Output(instruction, output, str(row.get("generator") or path.stem), row.get("dataset")))
-    return outputs
+    return [output_of(row, where, path.stem) for where, row in rows]
+
+
+def output_of(row: Any, where: str, name: str) -> Output:
+    """The output that a row has, by `name` if the row says no model. Raises `DataError`."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: not an output; it should be an object with `instruction` and `output`")
+    instruction, output = published.text(row, "instruction", where), published.text(row, "output", where)
+    return Output(instruction, output, str(row.get("generator") or name), row.get("dataset"))
 
 
 def read_annotations(path: Path) -> list[Row]:

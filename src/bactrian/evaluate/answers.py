@@ -4,7 +4,7 @@ Blocks are always the same, so answers that are drawn come out the same after a 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,10 @@ def answer_mt_bench(
                 talks[place] += (Message("assistant", text.strip()),)
         return [_mt_bench_row(question.id, name, talk) for question, talk in zip(block, talks, strict=True)]
 
-    def id_of(row: Row) -> Any:
-        return row["question_id"]
-
-    rows = _blockwise(folder, blocks, lambda question: question.id, id_of, answer)
-    _check_said([turn for row in rows for turn in row["choices"][0]["turns"]], name, folder.file("answers.jsonl"))
+    path, made = folder.file("answers.jsonl"), made_mt_bench(folder, name)
+    _check_turns(path, questions, made)
+    rows = _blockwise(folder, blocks, lambda each: each.id, dict(zip(made, mt_bench_rows(made), strict=True)), answer)
+    _check_said([turn for row in rows for turn in row["choices"][0]["turns"]], name, path)
     return {row["question_id"]: Answer(name, tuple(row["choices"][0]["turns"])) for row in rows}
 
 
@@ -65,7 +64,8 @@ def answer_alpaca_eval(
             for each, text in zip(block, said, strict=True)
         ]
 
-    rows = _blockwise(folder, blocks, lambda each: each.instruction, lambda row: row["instruction"], answer)
+    made = {each.instruction: asdict(each) for each in made_alpaca_eval(folder, name)}
+    rows = _blockwise(folder, blocks, lambda each: each.instruction, made, answer)
     _check_said([row["output"] for row in rows], name, folder.file("answers.jsonl"))
     return [Output(row["instruction"], row["output"], row["generator"], row["dataset"]) for row in rows]
 
@@ -73,23 +73,35 @@ def answer_alpaca_eval(
 def _blockwise(
     folder: Folder,
     blocks: Sequence[Sequence[Any]],
-    id_of_item: Callable[[Any], Any],
-    id_of_row: Callable[[Row], Any],
+    id_of: Callable[[Any], Any],
+    rows: dict[Any, Row],
     answer: Callable[[Sequence[Any], int], list[Row]],
 ) -> list[Row]:
-    """Answer the blocks that the folder has no answers to; returns all rows in the order of the items."""
-    rows = {id_of_row(row): row for row in folder.answers()}
+    """Answer the blocks that the folder has no answers to; `rows` are those it has, by item.
+
+    Returns all rows in the order of the items.
+    """
     total = sum(map(len, blocks))
     with progress.bar("answers", total, len(rows)) as bar:
         for number, block in enumerate(blocks):
-            if not all(id_of_item(item) in rows for item in block):
-                made = answer(block, number)
+            if not all(id_of(item) in rows for item in block):
+                made = zip(map(id_of, block), answer(block, number), strict=True)
                 # Of a block that was half-written only what is missing is added.
-                made = [row for row in made if id_of_row(row) not in rows]
-                folder.append_answers(made)
-                rows |= {id_of_row(row): row for row in made}
+                lacking = [(key, row) for key, row in made if key not in rows]
+                folder.append_answers([row for _, row in lacking])
+                rows |= dict(lacking)
             bar.to(len(rows), total)
-    return [rows[id_of_item(item)] for block in blocks for item in block]
+    return [rows[id_of(item)] for block in blocks for item in block]
+
+
+def made_mt_bench(folder: Folder, name: str) -> dict[int, Answer]:
+    """The answers that a folder has, by question. Raises `DataError`."""
+    return dict(mt_bench.answer_of(row, where, name) for where, row in folder.answers())
+
+
+def made_alpaca_eval(folder: Folder, name: str) -> list[Output]:
+    """The outputs that a folder has. Raises `DataError`."""
+    return [alpaca_eval.output_of(row, where, name) for where, row in folder.answers()]
 
 
 def _mt_bench_row(question: int, name: str, talk: Messages) -> Row:
@@ -127,13 +139,17 @@ def given_mt_bench(path: Path, name: str | None, questions: Sequence[Question]) 
             f"{path}: no answer to {len(missing)} of the {len(questions)} questions, the first {missing[0]}: the "
             f"answers are to another question set, or not complete"
         )
-    short = [each.id for each in questions if len(answers[each.id].turns) < len(each.turns)]
-    if short:
-        raise DataError(f"{path}: the answer to question {short[0]} has fewer turns than the question; answer it again")
+    _check_turns(path, questions, answers)
     asked = {question.id: answers[question.id] for question in questions}
     said = [turn for question in questions for turn in asked[question.id].turns[: len(question.turns)]]
     _check_said(said, next(iter(asked.values())).model, path)
     return asked
+
+
+def _check_turns(path: Path, questions: Sequence[Question], answers: dict[int, Answer]) -> None:
+    short = [each.id for each in questions if each.id in answers and len(answers[each.id].turns) < len(each.turns)]
+    if short:
+        raise DataError(f"{path}: the answer to question {short[0]} has fewer turns than the question; answer it again")
 
 
 def given_alpaca_eval(path: Path, name: str | None) -> list[Output]:

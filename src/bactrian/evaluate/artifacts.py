@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import bactrian
-from bactrian.errors import DataError, RunError
+from bactrian.errors import RunError
 from bactrian.evaluate.calls import Store
+from bactrian.files import documents
 from bactrian.files.atomic import read_jsonl, write_json, write_jsonl, writing
 
 Row = dict[str, Any]
@@ -58,7 +59,9 @@ class Folder:
         settings = {**settings, "version": bactrian.__version__}
         path = self.file("settings.json")
         if path.exists():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
+            earlier = documents.read_json(path, RunError, "choose another --out")
+            if not isinstance(earlier, dict):
+                raise RunError(f"{path}: not the settings of an evaluation; choose another --out")
             # Another version of this program does not make other answers of them.
             changed = [key for key in settings if key != "version" and earlier.get(key) != settings[key]]
             if changed:
@@ -74,7 +77,7 @@ class Folder:
     def keep_questions(self, rows: list[Row]) -> None:
         """Write what is asked. Raises `RunError` where answers to something else are there."""
         before = read_jsonl(self.file("questions.jsonl"))
-        if before and self.file("answers.jsonl").exists() and before != json.loads(json.dumps(rows)):
+        if before and self.file("answers.jsonl").exists() and before != _as_read(rows):
             raise RunError(f"{self.path}: answers to other questions are there; choose another --out")
         self.write_rows("questions.jsonl", rows)
 
@@ -87,8 +90,8 @@ class Folder:
             raise RunError(f"{self.path}: the answers of a model are there; choose another --out")
         self.write_rows("answers.jsonl", rows)
 
-    def answers(self) -> list[Row]:
-        """The answers that are there; a line that a kill left half-written is cut off."""
+    def answers(self) -> list[tuple[str, Any]]:
+        """The answers that are there, each with its place; a line that a kill left half-written is cut off."""
         path = self.file("answers.jsonl")
         if not path.exists():
             return []
@@ -97,21 +100,18 @@ class Folder:
         if len(whole) < len(content):
             with writing(path), path.open("r+b") as file:
                 file.truncate(len(whole))
-        try:
-            return [json.loads(line) for line in whole.split(b"\n")[:-1]]
-        except ValueError as error:
-            raise DataError(
-                f"{path}: not the answers that were written there ({error}); choose another --out"
-            ) from None
+        placed = [(f"{path}:{number}", line) for number, line in enumerate(whole.split(b"\n")[:-1], start=1)]
+        advice = "restore it, or choose another --out"
+        return [(where, documents.parse_json(line, where, advice=advice, nan=True)) for where, line in placed]
 
     def append_answers(self, rows: list[Row]) -> None:
         """Add answers; they are on disk when this returns."""
         path = self.file("answers.jsonl")
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(documents.dumps(row) + "\n" for row in rows)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
-                file.write(text.encode("utf-8", "replace"))
+                file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -130,6 +130,11 @@ class Folder:
         }
         write_json(self.file("scores.json"), content)
         return content
+
+
+def _as_read(rows: list[Row]) -> list[Row]:
+    """Rows as they are read when they were written."""
+    return [json.loads(documents.dumps(row)) for row in rows]
 
 
 def _digest(path: Path) -> str | None:

@@ -113,15 +113,20 @@ def read_answers(path: Path) -> dict[str, dict[int, Answer]]:
     """Answers in FastChat's layout by model and question; of several to a question the last. Raises `DataError`."""
     answers: dict[str, dict[int, Answer]] = {}
     for where, row in published.rows(path):
-        try:
-            question, turns = row["question_id"], row["choices"][0]["turns"]
-        except (KeyError, IndexError, TypeError):
-            question, turns = None, None
-        if not isinstance(question, int) or not _are_texts(turns):
-            raise DataError(f"{where}: not an MT-Bench answer; it needs `question_id` and `choices[0].turns`, texts")
-        model = row.get("model_id") or path.stem
-        answers.setdefault(str(model), {})[question] = Answer(str(model), tuple(turns))
+        question, answer = answer_of(row, where, path.stem)
+        answers.setdefault(answer.model, {})[question] = answer
     return answers
+
+
+def answer_of(row: Any, where: str, name: str) -> tuple[int, Answer]:
+    """The question that a row answers, and the answer, by `name` if the row says no model. Raises `DataError`."""
+    try:
+        question, turns = row["question_id"], row["choices"][0]["turns"]
+    except (KeyError, IndexError, TypeError):
+        question, turns = None, None
+    if isinstance(question, bool) or not isinstance(question, int) or not _are_texts(turns):
+        raise DataError(f"{where}: not an MT-Bench answer; it needs `question_id` and `choices[0].turns`, texts")
+    return question, Answer(str(row.get("model_id") or name), tuple(turns))
 
 
 def read_templates(path: Path) -> dict[str, Template]:
@@ -208,12 +213,12 @@ def rated(outcome: Reply | Failure) -> float | int | Missing:
     """The rating that a judge gave. Of a truncated reply only a `[[5]]` counts: a `[5]` may stand anywhere."""
 
     def value(reply: Reply) -> float | int | None:
-        is_whole = reply.finish != reading.TRUNCATED or _RATING.search(reply.text)
-        return on_scale(rating(reply.text)) if is_whole else None
+        is_said = reply.finish != reading.TRUNCATED or _RATING.search(reply.text)
+        return on_scale(rating(reply.text)) if is_said else None
 
     def lacking(reply: Reply) -> str:
-        unread = rating(reply.text) == FAILED
-        return reading.lacking_in_text(reply, "there is no rating in the reply") if unread else _OFF_SCALE
+        off = rating(reply.text) != FAILED and on_scale(rating(reply.text)) is None
+        return _OFF_SCALE if off else reading.lacking_in_text(reply, "there is no rating in the reply")
 
     return reading.verdict(outcome, value, lacking)
 

@@ -20,6 +20,7 @@ from bactrian.evaluate.benchmarks.files import Origin
 from bactrian.evaluate.benchmarks.task import Benchmark, Clip
 from bactrian.evaluate.kept import Kept
 from bactrian.evaluate.protocol import Responder
+from bactrian.files import documents
 from bactrian.files.atomic import write_json, write_jsonl
 
 Row = dict[str, Any]
@@ -27,6 +28,7 @@ Row = dict[str, Any]
 PAPERS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK for module in (mmlu, gsm8k, bbh, tydiqa, humaneval)
 }
+_ELSEWHERE = "choose another folder with --out"
 NOT_THE_PAPERS = "not the paper's metric"
 
 
@@ -133,10 +135,10 @@ def scores(out: Path) -> Row:
 
 
 def _read(path: Path) -> Row:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}; choose another folder with --out") from None
+    found = documents.read_json(path, RunError, _ELSEWHERE)
+    if not isinstance(found, dict) or not isinstance(found.get("benchmarks", {}), dict):
+        raise RunError(f"{path}: not an evaluation's; {_ELSEWHERE}")
+    return found
 
 
 def _row(benchmark: Benchmark, items: Sequence[task.Graded], wanted: Wanted) -> Row:
