@@ -25,7 +25,7 @@ ORDER = [
     "files",
     "cluster notices",
     "hosts",
-    "data.records sections recipe run progress tracking markdown gguf_file",
+    "data.records sections recipe changes run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "
     "data.binarize data.sources data.screen data.screens",
     "model.hub model.attention model.safetensors_file data.sharing",
@@ -62,7 +62,7 @@ WALLS = [
 ]
 
 # Every other room is given its own section. A card, a report and a tracker show the settings of the run as a whole.
-SEE_THE_WHOLE_RECIPE = {"recipe", "run", "card", "report", "tracking", "pipeline", "plan", "cli"}
+SEE_THE_WHOLE_RECIPE = {"recipe", "changes", "run", "card", "report", "tracking", "pipeline", "plan", "cli"}
 WHOLE_RECIPE = {"Recipe", "load", "parse"}
 
 LONGEST_FILE = 420

@@ -89,8 +89,13 @@ class Pipeline:
     trackers: list[Tracker] = field(default_factory=list)
 
     @classmethod
-    def open(cls, recipe: Recipe, folder: Path, hosts: Hosts = ALONE) -> "Pipeline":
-        """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any."""
+    def open(
+        cls, recipe: Recipe, folder: Path, hosts: Hosts = ALONE, back_to: tuple[StageName, int] | None = None
+    ) -> "Pipeline":
+        """Find the model, tokenize and plan the data, take up the run's folder. Raises what is wrong with any.
+
+        `back_to` is a stage and the step of a checkpoint that it goes on from, whatever came after.
+        """
         hosts.doing("while the model and the data were made ready; the same command goes on with it")
         hosts.agree("the run's folder", lambda: Run.check(folder, recipe))
         base = _find(recipe)
@@ -117,6 +122,8 @@ class Pipeline:
             begun_with = run.evidence("ledger").get("base") or lineage.of(recipe.model.source, base.path)
             account["base"] = begun_with
             run = Run.open(folder, recipe)
+            if back_to is not None:
+                run.go_back(*back_to)
             run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))
         computation = Computation.of(recipe.model, base.config, mesh, hosts)
         pipeline = cls(recipe, run, base, prepared, prompts, computation)
@@ -145,7 +152,7 @@ class Pipeline:
         """Write `export/`: the last stage's model as a Hugging Face folder, with its card."""
         last, dtype = self._final(list(self.prepared)[-1]), self.recipe.export.dtype
         self.hosts.doing("while the last stage's model was exported; the same command exports it")
-        if not self.hosts.agree("whether the export is there", (self.run.export / "config.json").exists):
+        if not self.hosts.agree("whether the export is there", lambda: self.run.is_exported(dtype)):
             assistants.save(self.run.export, self.base, self._load(last, dtype), self.chat, dtype)
         if self.hosts.is_first:
             card.write(self.run)

@@ -9,6 +9,7 @@ samples.jsonl     answers to held-out prompts, base model and each stage
 benchmarks/       answers, judgments and scores of `bactrian evaluate`, a folder per benchmark
 plots/            PNG
 checkpoints/      to resume from
+earlier/          what a stage ended with that has since gone back to a checkpoint
 export/           the model as a Hugging Face folder, with its card
 """
 
@@ -16,14 +17,25 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bactrian import changes, progress
 from bactrian import recipe as recipes
 from bactrian.errors import RunError
 from bactrian.files import documents
-from bactrian.files.atomic import is_left_behind, read_jsonl, sweep, whole_lines, write_json, write_jsonl, writing
+from bactrian.files.atomic import (
+    is_left_behind,
+    read_jsonl,
+    replacing,
+    sweep,
+    whole_lines,
+    write_json,
+    write_jsonl,
+    writing,
+)
 from bactrian.files.cache import cache_root
 from bactrian.recipe import Recipe
 
@@ -41,16 +53,12 @@ class Run:
 
     @classmethod
     def check(cls, folder: Path, recipe: Recipe) -> None:
-        """Raise `RunError` if something else than a run of this recipe is in the folder."""
+        """Raise `RunError` if the folder holds anything but a run of this recipe, or of one that it can become."""
         run = cls(folder)
         if run.recipe_path.exists():
-            # A run may go on over other devices.
-            changed = [key for key in recipes.differences(run.recipe(), recipe) if not key.startswith("mesh.")]
-            if changed:
-                raise RunError(
-                    f"{folder}: this run has another recipe ({'; '.join(changed)}); "
-                    f"choose another --run-dir or undo the change"
-                )
+            why = changes.refused(folder, run.recipe(), recipe)
+            if why is not None:
+                raise RunError(f"{folder}: {why}; choose another --run-dir or undo the change")
         elif folder.exists() and (not folder.is_dir() or not all(map(is_left_behind, folder.iterdir()))):
             raise RunError(f"{folder}: something else than a run is there; choose another --run-dir")
 
@@ -64,9 +72,61 @@ class Run:
         run = cls(folder)
         run._lock()
         sweep(folder)
-        if not run.recipe_path.exists():
+        before = run.recipe() if run.recipe_path.exists() else None
+        if before is not None:
+            for stage, step in changes.longer(folder, before, recipe).items():
+                run.go_back(stage, step)
+        if before != recipe:
             write_json(run.recipe_path, recipe.model_dump(mode="json"))
         return run
+
+    def go_back(self, stage: str, step: int) -> None:
+        """Make a stage go on from a checkpoint of it. What came after is set aside in `earlier/`. Raises `RunError`.
+
+        Cut short, it is done by the next call; the run is whole at any moment.
+        """
+        kept = changes.checkpoints(self.folder, stage)
+        if step not in kept:
+            known = f"those after the steps {', '.join(map(str, kept))} are" if kept else "none is"
+            raise RunError(f"{self.folder}: no checkpoint of {stage} after step {step} is kept; {known}")
+        names: list[str] = list(recipes.STAGES)
+        later, last = names[names.index(stage) + 1 :], [row["step"] for row in self.metrics() if row["stage"] == stage]
+        aside = self.folder / "earlier" / f"{stage}-{max(last, default=step)}"
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        with replacing(aside) as temporary:
+            temporary.mkdir()
+            for name in ("recipe.json", "ledger.json", "evaluation.json", "samples.jsonl", "metrics.jsonl"):
+                if (self.folder / name).exists():
+                    shutil.copyfile(self.folder / name, temporary / name)
+        for name in ("export", "benchmarks", "plots"):
+            self._move(self.folder / name, aside / name)
+        forgotten = [stage, *later]
+        self.record("evaluation", lambda scores: _forget(scores, forgotten))
+        for row in (samples := self.samples()):
+            _forget({"answers": row["answers"], "rules": row["rules"]}, forgotten)
+        if samples:
+            self.write_samples(samples)
+        for name in reversed(later):
+            self._move(self.checkpoints(name), aside / "checkpoints" / name)
+        for number in kept[kept.index(step) + 1 :]:
+            self._move(
+                self.checkpoints(stage) / "steps" / str(number), aside / "checkpoints" / stage / "steps" / str(number)
+            )
+        for name in ("adapter", "final"):
+            self._move(self.checkpoints(stage) / name, aside / "checkpoints" / stage / name)
+        progress.say(f"{stage}: goes on from step {step}; what came after it is set aside in {aside}")
+
+    def is_exported(self, dtype: str) -> bool:
+        """Whether the last stage's model is there in the numbers that are asked for."""
+        path = self.export / "config.json"
+        return path.exists() and documents.read_json(path, RunError).get("torch_dtype") == dtype
+
+    def _move(self, path: Path, to: Path) -> None:
+        if path.exists():
+            with writing(to):
+                to.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, to)
 
     def _lock(self) -> None:
         """Keep other processes out for as long as this object lives."""
@@ -166,6 +226,13 @@ class Run:
 
         if self.writes:
             write_jsonl(self.metrics_path, [row for row in self.metrics() if kept(row)])
+
+
+def _forget(by_label: dict[str, Any], labels: list[str]) -> None:
+    """Drop what is known of some models, in place, from scores or answers by their labels."""
+    for of_labels in by_label.values():
+        for label in labels:
+            of_labels.pop(label, None)
 
 
 def _whole(line: str) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import typer.core
 from bactrian import interrupts, process, progress
 from bactrian.cli.evaluate import evaluate_app
 from bactrian.cli.plan import plan
-from bactrian.errors import BactrianError, OutputLost, Preempted, line, refusal
+from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -60,35 +60,46 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")
 TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")]
 TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens that hold this share.")]
 Seed = Annotated[int, typer.Option(help="Of sampling.")]
+BackTo = Annotated[
+    str | None,
+    typer.Option(
+        "--from-checkpoint",
+        metavar="STAGE:STEP",
+        help="Go back to a checkpoint that is kept; what came after it is set aside in the run's folder.",
+    ),
+]
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None, back_to: BackTo = None) -> None:
     """Run a recipe, every stage it has; run again to resume."""
-    _run(recipe, overrides, run_dir, ("sft", "dpo"))
+    _run(recipe, overrides, run_dir, ("sft", "dpo"), back_to)
 
 
 @app.command()
-def sft(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+def sft(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None, back_to: BackTo = None) -> None:
     """Run a recipe's SFT stage alone."""
-    _run(recipe, overrides, run_dir, ("sft",))
+    _run(recipe, overrides, run_dir, ("sft",), back_to)
 
 
 @app.command()
-def dpo(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+def dpo(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDir = None, back_to: BackTo = None) -> None:
     """Run a recipe's DPO stage alone, on the recipe's model."""
-    _run(recipe, overrides, run_dir, ("dpo",))
+    _run(recipe, overrides, run_dir, ("dpo",), back_to)
 
 
 app.command("plan")(plan)
 
 
-def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: tuple[str, ...]) -> None:
+def _run(
+    path: Path, overrides: list[str] | None, run_dir: Path | None, stages: tuple[str, ...], back_to: str | None
+) -> None:
     from bactrian import recipe as recipes
 
     recipe = recipes.only(recipes.load(path, overrides or []), stages, str(path))
     suffix = "" if len(stages) > 1 else f"-{'-'.join(stages)}"
     folder = run_dir or Path("runs") / f"{recipe.name}{suffix}"
+    restart = None if back_to is None else _checkpoint(back_to, recipe.stages())
 
     from bactrian import hosts
 
@@ -96,11 +107,19 @@ def _run(path: Path, overrides: list[str] | None, run_dir: Path | None, stages: 
         progress.console.quiet = not together.is_first
         from bactrian.pipeline import Pipeline
 
-        Pipeline.open(recipe, folder, together).execute()
+        Pipeline.open(recipe, folder, together, restart).execute()
     if together.is_first:
         progress.say(
             f"done: {folder}", f"  model and card   {folder / 'export'}", f"  talk to it       bactrian chat {folder}"
         )
+
+
+def _checkpoint(text: str, stages: Any) -> Any:
+    """A stage of the recipe and a step, of STAGE:STEP. Raises `InputError`."""
+    stage, _, step = text.partition(":")
+    if stage not in stages or not (step.isascii() and step.isdecimal() and len(step) < 19):
+        raise InputError(f"--from-checkpoint {text}: write STAGE:STEP, for example {next(iter(stages))}:100")
+    return stage, int(step)
 
 
 @app.command()
