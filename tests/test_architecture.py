@@ -28,7 +28,7 @@ ORDER = [
     "data.records sections recipe changes run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "
     "data.binarize data.sources data.screen data.screens",
-    "model.hub model.attention model.safetensors_file data.sharing",
+    "model.hub model.attention model.hf_schema model.safetensors_file data.sharing",
     "lineage",
     "data.workers data.tokenizing data.corpus data.packing model.prefix model.shards",
     "data.questions model.llama model.logprobs model.likelihood model.rounding train.moments",

@@ -7,13 +7,14 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
+from bactrian import progress
 from bactrian.data import tokenizer as tokenizers
 from bactrian.data.chat import Chat
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.files.atomic import replacing
 from bactrian.files.cache import cache_root
 from bactrian.inference.engine import Engine
-from bactrian.model import hub, llama, weights
+from bactrian.model import hub, llama, tensors, weights
 from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
 
@@ -53,8 +54,10 @@ def find(model: str, add_tokens: tuple[str, ...] = (), max_positions: int | None
     """
     enable_compile_cache()
     path = hub.locate(model)
-    weights.check(path)
-    config = weights.read_config(path)
+    source = tensors.open_model(path)
+    for remark in source.remarks:
+        progress.say(remark)
+    config = source.config
     tokenizer = tokenizers.load(path)
     if add_tokens:
         tokenizer = tokenizer.add_tokens(add_tokens)

@@ -333,6 +333,20 @@ def test_a_gguf_without_what_it_takes_is_refused(tmp_path: Path, fields: dict[st
         tokenizer.load(_byte_level_gguf(tmp_path / "a.gguf", **fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"bos_token_id": 2**32 - 1}, "tokenizer.ggml.bos_token_id is 4294967295, and there are"),
+        ({"eos_token_id": 9999}, "tokenizer.ggml.eos_token_id is 9999, and there are"),
+        ({"pad_token_id": 9999, "bos_token_id": 1}, "tokenizer.ggml.padding_token_id is 9999"),
+    ],
+)
+def test_a_gguf_s_token_outside_the_vocabulary_is_refused(tmp_path: Path, fields: dict[str, object], says: str):
+    path = _byte_level_gguf(tmp_path / "a.gguf", **{"tokenizer_pre": "llama-bpe", "eos_token_id": 2, **fields})
+    with pytest.raises(ModelError, match=f"^{path}: {says}"):
+        tokenizer.load(path)
+
+
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path):
     for content in (b"", b"GGUF", b"not a GGUF file, but long enough to hold a header"):
         (tmp_path / "a.gguf").write_bytes(content)

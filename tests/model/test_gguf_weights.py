@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jax
@@ -41,7 +42,7 @@ def same(one: llama.Parameters, other: llama.Parameters) -> bool:
     return jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and np.array_equal(a, b), one, other))
 
 
-def write_gguf(path: Path, config: llama.Config, parameters: llama.Parameters, kind: Kind, **extra) -> None:
+def write_gguf(path: Path, config: llama.Config, parameters: llama.Parameters, kind: Kind, **extra: Any) -> None:
     """A file as llama.cpp's converter writes it, matrices quantized as `kind`."""
     name = config.architecture
     writer = gguf.GGUFWriter(path, name)
@@ -55,8 +56,9 @@ def write_gguf(path: Path, config: llama.Config, parameters: llama.Parameters, k
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_token_list(["token"] * config.vocab_size)
+    adds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
     for key, value in extra.items():
-        writer.add_string(key.replace("__", "."), value)
+        (writer.add_array if isinstance(value, list) else adds[type(value)])(key.replace("__", "."), value)
 
     def add(tensor: str, values: np.ndarray) -> None:
         values = np.ascontiguousarray(values, np.float32)
@@ -156,6 +158,86 @@ def test_gguf_files_that_cannot_be_computed_are_refused(tmp_path: Path):
     writer.close()
     with pytest.raises(ModelError, match=r"tensor blk\.0\.ffn_gate_exps\.weight belongs to no architecture"):
         weights.load(path)
+
+
+# A key after `llama.` → a value that is refused, and what is said; values with which nothing is computed otherwise.
+STATED: dict[str, tuple[Any, str, list[Any]]] = {
+    "rope__scaling__factor": (4.0, "rope scaling 'linear' by 4 is not supported", [1.0, 0.0]),
+    "rope__scale_linear": (4.0, "rope scaling 'linear' by 4 is not supported", [1.0, 0.0]),
+    "rope__scaling__type": ("longrope", "rope scaling 'longrope' is not supported", ["none", "linear"]),
+    "rope__scaling__attn_factor": (1.2, r"llama\.rope\.scaling\.attn_factor is 1\.2", [1.0]),
+    "rope__dimension_count": (8, "rope.dimension_count is 8; only 16", [16]),
+    "rope__dimension_sections": ([8, 8], r"rope\.dimension_sections is \[8, 8\]", []),
+    "attention__value_length": (8, "attention.value_length is 8; only 16", [16]),
+    "attention__scale": (0.5, r"llama\.attention\.scale is 0\.5, which is not supported", [0.0]),
+    "attention__clamp_kqv": (8.0, r"llama\.attention\.clamp_kqv is 8\.0", [0.0]),
+    "attention__max_alibi_bias": (8.0, r"llama\.attention\.max_alibi_bias is 8\.0", [0.0]),
+    "attention__causal": (False, r"llama\.attention\.causal is False", [True]),
+    "attention__sliding_window_pattern": (4, "sliding_window_pattern is 4", []),
+    "logit_scale": (0.25, r"llama\.logit_scale is 0\.25", [1.0]),
+    "final_logit_softcapping": (30.0, "final_logit_softcapping is 30", [0.0]),
+    "expert_count": (8, r"llama\.expert_count is 8", [0]),
+    "use_parallel_residual": (True, "use_parallel_residual is True", [False]),
+    "vocab_size": (52, r"vocab_size is 52, and token_embd\.weight has 51 rows", [51]),
+    "of_tomorrow": (7, r"llama\.of_tomorrow is 7, which is not supported", []),
+}
+
+
+@pytest.mark.parametrize("key", STATED)
+def test_what_a_gguf_file_states_is_computed_or_refused_by_name(key: str, tmp_path: Path):
+    value, said, neutral = STATED[key]
+    path, parameters = tmp_path / "model.gguf", random_parameters(CONFIG)
+    write_gguf(path, CONFIG, parameters, Kind.F32, **{f"llama__{key}": value})
+    with pytest.raises(ModelError, match=said):
+        weights.read_config(path)
+    for each in neutral:
+        write_gguf(path, CONFIG, parameters, Kind.F32, **{f"llama__{key}": each})
+        assert weights.read_config(path) == CONFIG
+
+
+def test_a_factor_of_no_scaling_is_none(tmp_path: Path):
+    stated = {"llama__rope__scaling__type": "none", "llama__rope__scaling__factor": 4.0}
+    write_gguf(tmp_path / "model.gguf", CONFIG, random_parameters(CONFIG), Kind.F32, **stated)
+    assert weights.read_config(tmp_path / "model.gguf") == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rms_norm_eps": float("nan")}, "layer_norm_rms_epsilon is nan"),
+        ({"rms_norm_eps": 0.0}, "layer_norm_rms_epsilon is 0"),
+        ({"rope_theta": 0.0}, "rope.freq_base is 0"),
+        ({"rope_theta": float("inf")}, "rope.freq_base is inf"),
+        ({"max_positions": 0}, "context_length is 0"),
+        ({"num_kv_heads": 3}, "4 attention heads do not share 3"),
+    ],
+)
+def test_a_gguf_value_that_no_model_has_is_refused(changes: dict, said: str, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, **changes)
+    parameters = random_parameters(CONFIG)
+    parameters["layers"] = {name: w for name, w in parameters["layers"].items() if not name.startswith("k_")}
+    write_gguf(tmp_path / "model.gguf", config, parameters, Kind.F32)
+    with pytest.raises(ModelError, match=said):
+        weights.read_config(tmp_path / "model.gguf")
+
+
+def test_a_gguf_weight_that_is_no_number_is_named(tmp_path: Path):
+    parameters = random_parameters(CONFIG)
+    parameters["layers"]["up_proj"] = parameters["layers"]["up_proj"].at[1, 3, 5].set(jnp.nan)
+    write_gguf(tmp_path / "model.gguf", CONFIG, parameters, Kind.F16)
+    with pytest.raises(
+        ModelError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight: the weight at \[5, 3\] is nan"
+    ):
+        weights.load(tmp_path / "model.gguf")
+
+
+def test_one_part_of_a_model_is_no_model(tmp_path: Path):
+    path = tmp_path / "model-00002-of-00003.gguf"
+    write_gguf(path, CONFIG, random_parameters(CONFIG), Kind.F32, split__no=1, split__count=3)
+    with pytest.raises(
+        ModelError, match=r"00003\.gguf: part 2 of 3 of a model; join them with `llama-gguf-split --merge`"
+    ):
+        weights.read_config(path)
 
 
 def test_a_gguf_type_that_cannot_be_dequantized_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import subprocess
 import zipfile
@@ -51,6 +52,46 @@ def test_a_folder_and_a_file_are_taken_as_given(tmp_path: Path):
     (tmp_path / "model.gguf").write_bytes(CONTENT)
     assert hub.locate(str(tmp_path)) == tmp_path
     assert hub.locate(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+
+
+def adapters(folder: Path, base: str = "maker/base") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_adapters_are_said_to_be_adapters(tmp_path: Path):
+    alone = adapters(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"adapters of maker/base, not a model; merge them into it .PEFT's merge_and"):
+        hub.locate(str(alone))
+    (alone / "config.json").write_text("{}")  # as some keep beside them
+    with pytest.raises(ModelError, match="adapters of maker/base"):
+        hub.locate(str(alone))
+    (alone / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"a model and adapters .* in one folder"):
+        hub.locate(str(alone))
+
+
+def test_adapters_of_a_run_are_in_its_export(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    folder = adapters(tmp_path / "run" / "checkpoints" / "sft" / "adapter")
+    with pytest.raises(ModelError, match=f"give their run, {tmp_path / 'run'}, which exports the model with them"):
+        hub.locate(str(folder))
+
+
+def test_adapters_on_the_hub_are_said_to_be_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = adapters(tmp_path / "adapter")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(ModelError, match="hf:maker/tuned: adapters of maker/base, not a model"):
+        hub.locate("hf:maker/tuned")
+
+
+@pytest.mark.parametrize("model", ["a\0b", "x" * 5000, "~nobody-of-that-name/model", "\ud800"])
+def test_a_model_that_is_no_path_is_one_line(model: str):
+    with pytest.raises(ModelError):
+        hub.locate(model)
 
 
 def test_a_run_stands_for_what_it_exported(tmp_path: Path):

@@ -4,10 +4,12 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -170,6 +172,60 @@ def test_a_tensor_that_is_not_as_the_config_says_is_named(folder: Path, changes:
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, "bfloat16", np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_finite_number_is_named(folder: Path, dtype, value: float):
+    spoilt = np.full((32, 64), -1.5, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    spoilt[7, 9] = value
+    rewrite(folder, **{K_PROJ: spoilt})
+    weights.read_config(folder)
+    with pytest.raises(ModelError, match=rf"safetensors: tensor {K_PROJ}: the weight at \[7, 9\] is {value}, which is"):
+        weights.load(folder)
+
+
+def test_a_float64_that_no_float32_holds_is_named(folder: Path):
+    large = np.ones(64)
+    large[5] = 1e300
+    rewrite(folder, **{"model.norm.weight": large})
+    with pytest.raises(ModelError, match=r"tensor model\.norm\.weight: the weight at \[5\] is 1e\+300"):
+        weights.load(folder)
+
+
+def test_a_weight_that_is_no_number_is_named_in_the_part_that_a_device_reads(folder: Path, monkeypatch):
+    spoilt = np.zeros((32, 64), np.float32)
+    spoilt[31, 63] = np.nan
+    rewrite(folder, **{K_PROJ: spoilt})
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 256)
+    source = tensors.open_model(folder)
+    assert [values.shape for _, values in tensors.blocks(source, ("layers", "k_proj"), ((1, 2), (0, 32), (0, 16)))]
+    with pytest.raises(ModelError, match=r"the weight at \[31, 63\] is nan"):
+        list(tensors.blocks(source, ("layers", "k_proj"), ((1, 2), (32, 64), (16, 32))))
+
+
+def test_an_unembedding_of_its_own_is_used_though_the_config_says_tied(folder: Path):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
+    assert weights.read_config(folder) == CONFIG
+    assert same(weights.load(folder), random_parameters(CONFIG))
+    (remark,) = tensors.open_model(folder).remarks
+    assert "says tie_word_embeddings, and lm_head.weight is another matrix" in remark
+
+
+def test_what_is_quantized_is_judged_by_the_tensors(folder: Path):
+    path = folder / "config.json"
+    stated = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **stated}))
+    assert same(weights.load(folder), random_parameters(CONFIG))
+    (remark,) = tensors.open_model(folder).remarks
+    assert "says that the weights are quantized (awq)" in remark
+    rewrite(folder, **{K_PROJ: np.zeros((32, 64), np.uint8)})
+    with pytest.raises(ModelError, match=r"quantized \(awq\); take the model that was not quantized"):
+        weights.read_config(folder)
+    rewrite(folder, **{K_PROJ: None, K_PROJ.replace("weight", "qweight"): np.zeros((8, 32), np.int32)})
+    with pytest.raises(ModelError, match=r"quantized \(awq\)"):
+        weights.read_config(folder)
+
+
 def test_the_second_copy_of_a_tied_embedding_and_old_rotary_frequencies_are_left_alone(tmp_path: Path):
     parameters = random_parameters(STRETCHED)
     weights.save(tmp_path, STRETCHED, parameters, "float32", (2,), 1)
@@ -191,10 +247,86 @@ def test_files_of_the_index_that_are_not_there_are_named(folder: Path):
     index.write_text(json.dumps({"weight_map": {K_PROJ: "model-00001-of-00002.safetensors"}}))
     with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors .*not found"):
         weights.load(folder)
-    for broken in ("{", "[]", '{"weight_map": 3}'):
+    for broken in (
+        "{",
+        "[]",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": "../model.safetensors"}}',
+        '{"weight_map": {}}',
+    ):
         index.write_text(broken)
         with pytest.raises(ModelError, match="not the index"):
             weights.load(folder)
+
+
+def test_a_shard_holds_what_the_index_says_and_nothing_else(tmp_path: Path):
+    weights.save(tmp_path, CONFIG, random_parameters(CONFIG), "float32", (2,), 1, shard_bytes=100_000)
+    index, shards = tmp_path / tensors.INDEX, sorted(tmp_path.glob("model-*.safetensors"))
+    whole = json.loads(index.read_text())
+    named = whole["weight_map"]
+
+    def refused(weight_map: dict[str, str], message: str) -> None:
+        index.write_text(json.dumps({**whole, "weight_map": weight_map}))
+        with pytest.raises(ModelError, match=message):
+            weights.read_config(tmp_path)
+
+    refused(
+        {name: file for name, file in named.items() if name != K_PROJ}, rf"tensor {K_PROJ} is here, .* does not name it"
+    )
+    other = next(file.name for file in shards if file.name != named[K_PROJ])
+    refused({**named, K_PROJ: other}, rf"tensor {K_PROJ} is here, and {tensors.INDEX} puts it in {other}")
+    refused({**named, "lm_head.bias": other}, r"tensor lm_head\.bias is not here, where")
+    shutil.copy(tmp_path / named[K_PROJ], tmp_path / "again.safetensors")
+    refused(
+        {**named, "other": "again.safetensors"}, r"again\.safetensors: tensor \S+ is here, and .* puts it in model-"
+    )
+
+
+def spoilt_header(path: Path, change) -> None:
+    """Write a safetensors file with another header over the same bytes."""
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    text = json.dumps(change(json.loads(whole[8 : 8 + length]))).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+
+
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+HEADERS = {
+    "another's bytes": ({"data_offsets": [0, 16384]}, "begins at byte"),
+    "a hole before it": ({"data_offsets": [8, 16392]}, "begins at byte"),
+    "negative": ({"data_offsets": [-8, 16376]}, "greater than or equal to 0"),
+    "text": ({"data_offsets": ["0", "16384"]}, "valid integer"),
+    "one end": ({"data_offsets": [0]}, "at least 2 items"),
+    "a boolean size": ({"shape": [True, 4096]}, "valid integer"),
+    "enormous": ({"shape": [10**30, 64]}, "not a safetensors file: its header"),
+    "no dtype": ({"dtype": None}, "valid string"),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_header_that_the_library_refuses_is_refused(folder: Path, what: str):
+    changes, message = HEADERS[what]
+    spoilt_header(folder / "model.safetensors", lambda header: {**header, Q_PROJ: {**header[Q_PROJ], **changes}})
+    with pytest.raises(Exception):  # noqa: B017  (the library has an error of its own)
+        safetensors.numpy.load_file(folder / "model.safetensors")
+    with pytest.raises(ModelError, match=message) as caught:
+        weights.load(folder)
+    assert "model.safetensors: " in str(caught.value)
+
+
+def test_bytes_after_the_last_tensor_are_refused(folder: Path):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + bytes(8))
+    with pytest.raises(ModelError, match=r"model\.safetensors: 8 bytes come after the last tensor"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("header", ["[" * 5000, '{"a": ' * 3000, "[]", '{"a": 5}', '{"a": NaN}', '"\\ud800"'])
+def test_a_header_of_another_kind_is_one_line(folder: Path, header: str):
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(ModelError, match=r"model\.safetensors: not a safetensors file: its header"):
+        weights.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +342,6 @@ def test_files_of_the_index_that_are_not_there_are_named(folder: Path):
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor is missing"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantized \(awq\)"),
         (
             {
                 "architectures": ["Qwen2ForCausalLM"],

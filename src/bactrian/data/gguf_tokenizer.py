@@ -6,12 +6,14 @@ is not known is an error, never a guess.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from gguf import TokenType
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bactrian import gguf_file
 from bactrian.errors import ModelError
+from bactrian.files import schemas
 
 Json = dict[str, Any]
 
@@ -73,6 +75,32 @@ _PRE_TOKENIZERS: dict[str, list[Json]] = {
 # with BOS.
 _WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3"})
 
+_ROLES = ("bos", "eos", "eot", "eom", "padding", "unknown")
+_Id = Annotated[int, Field(ge=0)]
+
+
+class _Vocabulary(BaseModel):
+    """The keys of a vocabulary, by their names after `tokenizer.ggml.`."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    tokens: Annotated[list[str], Field(min_length=1)]
+    token_type: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    pre: str | None = None
+    add_bos_token: bool | None = None
+    add_space_prefix: bool | None = None
+    bos_token_id: _Id | None = None
+    eos_token_id: _Id | None = None
+    eot_token_id: _Id | None = None
+    eom_token_id: _Id | None = None
+    padding_token_id: _Id | None = None
+    unknown_token_id: _Id | None = None
+
+
+_VOCABULARY = TypeAdapter(_Vocabulary)
+
 
 def read(path: Path) -> Description:
     """The tokenizer of a GGUF file; `ModelError` names the file and what is missing or unknown in it."""
@@ -83,6 +111,7 @@ def read(path: Path) -> Description:
     for name in ("tokens", "token_type", *(("merges",) if kind == "gpt2" else ("scores",))):
         if f"tokenizer.ggml.{name}" not in fields:
             raise ModelError(f"{path}: tokenizer.ggml.{name} is missing; convert the model to GGUF again")
+    _refuse_what_cannot_be(fields, path)
     sentencepiece = kind == "llama"
     bos_id = fields.get("tokenizer.ggml.bos_token_id", 1 if sentencepiece else None)
     eos_id = fields.get("tokenizer.ggml.eos_token_id", 2 if sentencepiece else None)
@@ -95,6 +124,23 @@ def read(path: Path) -> Description:
         definition["post_processor"] = begin_with(bos, bos_id)
     pad_id = fields.get("tokenizer.ggml.padding_token_id")
     return Description(definition, bos_id, eos_id, pad_id, fields.get("tokenizer.chat_template"))
+
+
+def _refuse_what_cannot_be(fields: Json, path: Path) -> None:
+    """See that every value is of its type, that lists are as long as the vocabulary, and that ids are in it."""
+    own = "tokenizer.ggml."
+    stated = {key.removeprefix(own): value for key, value in fields.items() if key.startswith(own)}
+    schemas.validate(_VOCABULARY, stated, str(path), ModelError, own)
+    size = len(stated["tokens"])
+    for name in ("token_type", "scores"):
+        if name in stated and len(stated[name]) != size:
+            raise ModelError(f"{path}: {own}{name} has {len(stated[name])} values for {size} tokens; convert it again")
+    for name in _ROLES:
+        token = stated.get(f"{name}_token_id", 0)
+        if token >= size:
+            raise ModelError(f"{path}: {own}{name}_token_id is {token}, and there are {size} tokens; convert it again")
+    if not isinstance(fields.get("tokenizer.chat_template", ""), str):
+        raise ModelError(f"{path}: tokenizer.chat_template is no text; convert the model to GGUF again")
 
 
 def begin_with(bos: str, bos_id: int) -> Json:

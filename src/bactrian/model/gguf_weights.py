@@ -2,13 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gguf.quants import dequantize
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bactrian import gguf_file
 from bactrian.errors import ModelError
+from bactrian.files import schemas
 from bactrian.gguf_file import Stored
 from bactrian.model import llama
 
@@ -34,6 +36,49 @@ _IN_LAYER = {
 _ROPE_FACTORS = "rope_freqs.weight"
 # What llama.cpp's converter assumes of Llama 3 models that do not say otherwise; the file holds only its outcome.
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_POSITIONS = 1.0, 4.0, 8192
+_LARGEST_FACTOR = 1e6
+
+_Count = Annotated[int, Field(ge=1, lt=2**31)]
+_Positive = Annotated[float, Field(gt=0, lt=3.4e38)]
+
+
+class Hyperparameters(BaseModel):
+    """The keys of an architecture that are computed, by their names after it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+
+    block_count: Annotated[int, Field(ge=1, le=10_000)]
+    context_length: _Count
+    embedding_length: _Count
+    feed_forward_length: _Count | list[_Count]
+    head_count: _Count | list[_Count] = Field(alias="attention.head_count")
+    head_count_kv: _Count | list[_Count] | None = Field(default=None, alias="attention.head_count_kv")
+    key_length: _Count | None = Field(default=None, alias="attention.key_length")
+    value_length: _Count | None = Field(default=None, alias="attention.value_length")
+    sliding_window: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, alias="attention.sliding_window")
+    epsilon: _Positive = Field(alias="attention.layer_norm_rms_epsilon")
+    rotated: _Count | None = Field(default=None, alias="rope.dimension_count")
+    theta: _Positive = Field(default=10_000.0, alias="rope.freq_base")
+    scaling_type: str | None = Field(default=None, alias="rope.scaling.type")
+    scaling_factor: float | None = Field(default=None, alias="rope.scaling.factor")
+    scale_linear: float | None = Field(default=None, alias="rope.scale_linear")
+    vocab_size: _Count | None = None
+
+
+_HYPERPARAMETERS = TypeAdapter(Hyperparameters)
+# Keys that say nothing of what is computed here: how far a model was trained, how its file was made.
+_SAYS_NOTHING = (
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"),
+    "attention.layer_norm_epsilon",  # of norms that these architectures do not have
+)
+# Values of other keys with which nothing is computed otherwise; of any other key they are 0 and 1.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    **dict.fromkeys(("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"), (1,)),
+    **dict.fromkeys(("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"), (32, 1)),
+    **dict.fromkeys(("attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "expert_count"), (0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "use_parallel_residual"), (0,)),
+}
 
 
 class File:
@@ -80,42 +125,50 @@ class File:
         raise ModelError(f"{self.path}: tensor {name} belongs to no architecture that is supported")
 
     def _config(self) -> llama.Config:
-        heads = self._count("attention.head_count")
-        kv_heads = self._count("attention.head_count_kv", heads)
-        hidden_size = self._count("embedding_length")
-        head_dim = self._count("attention.key_length", hidden_size // heads)
-        same = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "expert_count": 0}
-        for key, value in same.items():
-            if self._value(key, value) != value:
-                raise ModelError(f"{self.path}: {key} is {self._value(key, value)}; only {value} is supported here")
+        given = self._hyperparameters()
+        heads = self._one("attention.head_count", given.head_count)
+        kv_heads = self._one("attention.head_count_kv", given.head_count_kv or heads)
+        hidden_size = given.embedding_length
+        if heads % kv_heads:
+            raise ModelError(f"{self.path}: {heads} attention heads do not share {kv_heads} key/value heads evenly")
+        if given.key_length is None and hidden_size % heads:
+            raise ModelError(f"{self.path}: embedding_length {hidden_size} does not divide into {heads} heads")
+        head_dim = given.key_length or hidden_size // heads
+        for key, value in {"attention.value_length": given.value_length, "rope.dimension_count": given.rotated}.items():
+            if value not in (None, head_dim):
+                raise ModelError(f"{self.path}: {key} is {value}; only {head_dim} is supported here")
+        if head_dim % 2:
+            raise ModelError(f"{self.path}: heads of {head_dim} are odd; rotary positions need an even size")
         embedding = self.tensors.get("model.embed_tokens.weight")
         if embedding is None:
             raise ModelError(f"{self.path}: tensor token_embd.weight is missing")
+        if given.vocab_size not in (None, embedding.shape[0]):
+            rows = embedding.shape[0]
+            raise ModelError(f"{self.path}: vocab_size is {given.vocab_size}, and token_embd.weight has {rows} rows")
         first_layer = "model.layers.0.self_attn."
         qkv_bias = f"{first_layer}q_proj.bias" in self.tensors
         output_bias = f"{first_layer}o_proj.bias" in self.tensors
-        window = self._value("attention.sliding_window", 0)
-        theta = _shortest(self._value("rope.freq_base", 10_000.0))
+        theta = _shortest(given.theta)
         family: Literal["llama", "mistral", "qwen2", "qwen3"] = self.architecture
         if family == "llama":  # llama.cpp's one name for what are three architectures at Hugging Face
-            family = "qwen2" if qkv_bias and not output_bias else "mistral" if window else "llama"
+            family = "qwen2" if qkv_bias and not output_bias else "mistral" if given.sliding_window else "llama"
         return llama.Config(
             vocab_size=embedding.shape[0],
             hidden_size=hidden_size,
-            intermediate_size=self._count("feed_forward_length"),
-            num_layers=self._count("block_count"),
+            intermediate_size=self._one("feed_forward_length", given.feed_forward_length),
+            num_layers=given.block_count,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            max_positions=self._count("context_length"),
-            rms_norm_eps=_shortest(self._value("attention.layer_norm_rms_epsilon")),
+            max_positions=given.context_length,
+            rms_norm_eps=_shortest(given.epsilon),
             rope_theta=theta,
-            rope_scaling=self._rope_scaling(theta, head_dim),
+            rope_scaling=self._rope_scaling(given, theta, head_dim),
             tied_embeddings="lm_head.weight" not in self.tensors,
             qkv_bias=qkv_bias,
             output_bias=output_bias,
             qk_norm=f"{first_layer}q_norm.weight" in self.tensors,
-            sliding_window=int(window) or None,
+            sliding_window=given.sliding_window or None,
             architecture=family,
         )
 
@@ -125,30 +178,38 @@ class File:
             return name
         raise ModelError(f"{self.path}: architecture {name} is not supported; supported are llama, qwen2, qwen3")
 
-    def _value(self, key: str, default: Any = None) -> Any:
-        value = self.metadata.get(f"{self.architecture}.{key}", default)
-        if value is None:
-            raise ModelError(f"{self.path}: {self.architecture}.{key} is missing")
-        return value
+    def _hyperparameters(self) -> Hyperparameters:
+        """What the file says of the architecture. Whatever else it says of it is refused, unless it changes nothing."""
+        own = f"{self.architecture}."
+        stated = {key.removeprefix(own): value for key, value in self.metadata.items() if key.startswith(own)}
+        given = schemas.validate(_HYPERPARAMETERS, stated, str(self.path), ModelError, own)
+        for key, value in (given.model_extra or {}).items():
+            if key not in _SAYS_NOTHING and value not in _NEUTRAL.get(key, (0, 1)):
+                raise ModelError(f"{self.path}: {own}{key} is {value!r}, which is not supported; take another model")
+        return given
 
-    def _count(self, key: str, default: int | None = None) -> int:
-        values = set(np.atleast_1d(self._value(key, default)).tolist())
-        if len(values) > 1:
-            raise ModelError(f"{self.path}: {key} differs between layers, which is not supported")
-        value = values.pop()
-        if not isinstance(value, int) or value < 1:
-            raise ModelError(f"{self.path}: {key} is {value!r}; it has to be a whole number above 0")
-        return value
+    def _one(self, key: str, values: int | list[int]) -> int:
+        """A count that may be stated once for each layer."""
+        each = {*values} if isinstance(values, list) else {values}
+        if len(each) != 1:
+            raise ModelError(f"{self.path}: {self.architecture}.{key} differs between layers, which is not supported")
+        return each.pop()
 
-    def _rope_scaling(self, theta: float, head_dim: int) -> llama.RopeScaling | None:
-        kind = self._value("rope.scaling.type", "none")
-        if kind not in ("none", "llama3") and (kind != "linear" or self._value("rope.scaling.factor", 1.0) != 1.0):
-            raise ModelError(f"{self.path}: rope scaling {kind!r} is not supported; supported are none and llama3")
+    def _rope_scaling(self, given: Hyperparameters, theta: float, head_dim: int) -> llama.RopeScaling | None:
+        # llama.cpp: linear where no type is stated, and the factor by its old name where it is not there by its own.
+        kind = given.scaling_type or "linear"
+        factor = given.scaling_factor if given.scaling_factor is not None else given.scale_linear
+        llama3 = kind == "llama3" and self._factors is not None
+        if not llama3 and kind != "none" and (kind != "linear" or factor not in (None, 0, 1)):
+            said = f"rope scaling {kind!r}" + ("" if factor is None else f" by {factor:g}")
+            raise ModelError(f"{self.path}: {said} is not supported; supported are none and llama3")
         if self._factors is None:
             return None
-        factors = self._read(self._factors)
+        factors = self._read(self._factors).astype(np.float64)
+        if factors.shape != (head_dim // 2,) or not np.all((factors >= 1) & (factors < _LARGEST_FACTOR)):
+            raise ModelError(f"{self.path}: {_ROPE_FACTORS} is not the scaling of Llama 3, which alone is supported")
         scaling = llama.RopeScaling(_shortest(factors.max()), _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_POSITIONS)
-        if factors.shape != (head_dim // 2,) or not np.allclose(factors, _divisors(theta, head_dim, scaling), 1e-3):
+        if not np.allclose(factors, _divisors(theta, head_dim, scaling), 1e-3):
             raise ModelError(f"{self.path}: {_ROPE_FACTORS} is not the scaling of Llama 3, which alone is supported")
         return scaling
 

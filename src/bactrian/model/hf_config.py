@@ -1,17 +1,19 @@
 """config.json, in both directions: the Hugging Face description of a model and ours.
 
-Whatever a description asks for and `llama` does not compute is refused by name; nothing is passed over.
+Whatever a description asks for and `llama` does not compute is refused by name, and so are two statements that
+contradict each other; what is computed is what `transformers` computes.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
 
 from bactrian.errors import ModelError
-from bactrian.files import documents
+from bactrian.files import documents, schemas
 from bactrian.model import llama
-
-Json = dict[str, Any]
+from bactrian.model.hf_schema import OF_KIN, Description, Json, Names, Rope
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -20,57 +22,72 @@ _ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 _CLASSES = {name: architecture for architecture, name in _ARCHITECTURES.items()}
-_MISTRAL_WINDOW = 4096  # transformers' default where the key is absent; null means none
-_DEFAULT_THETA = 10_000.0  # transformers' default: the first Llamas do not state it
+_NAMES = TypeAdapter(Names)
+_DESCRIPTION = TypeAdapter(Description)
+# transformers' defaults where a key is absent: the first Llamas do not state theta.
+_THETA, _WINDOW, _FIRST_WINDOWED, _QWEN3_HEAD_DIM = 10_000.0, 4096, 28, 128
 
 
-def read(folder: Path) -> llama.Config:
-    """The architecture that a folder's config.json describes. Raises `ModelError`."""
+class Described(NamedTuple):
+    """What a config.json says: the architecture, how the weights are quantized if it says that they are, and what a
+    person should know of it."""
+
+    config: llama.Config
+    quantization: str | None
+    remarks: tuple[str, ...]
+
+
+def read(folder: Path) -> Described:
+    """What a folder's config.json says. Raises `ModelError`."""
     return read_file(folder / "config.json")
 
 
-def read_file(path: Path) -> llama.Config:
-    """The architecture that a config.json, whatever its name, describes. Raises `ModelError`."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return parse(values, str(path))
+def read_file(path: Path) -> Described:
+    """What a config.json, whatever its name, says. Raises `ModelError`."""
+    return describe(documents.read_json(path, ModelError, "download or export the model again"), str(path))
 
 
-def parse(values: Json, where: str) -> llama.Config:
+def parse(values: Any, where: str) -> llama.Config:
     """The architecture that the content of a config.json describes; `where` names it in errors."""
-    architecture = _architecture(values, where)
-    _refuse_what_is_not_computed(values, where)
-    heads = _count(values, "num_attention_heads", where)
-    kv_heads = _kv_heads(values, architecture, heads, where)
-    hidden_size = _count(values, "hidden_size", where)
-    layers = _count(values, "num_hidden_layers", where)
-    bias = bool(values.get("attention_bias", False)) and architecture in ("llama", "qwen3")
-    theta, scaling = _rope(values, where)
-    return llama.Config(
-        vocab_size=_count(values, "vocab_size", where),
-        hidden_size=hidden_size,
-        intermediate_size=_count(values, "intermediate_size", where),
-        num_layers=layers,
+    return describe(values, where).config
+
+
+def describe(values: Any, where: str) -> Described:
+    """What the content of a config.json says; `where` names it in errors. Raises `ModelError`."""
+    if not isinstance(values, dict):
+        raise ModelError(f"{where}: not a JSON object")
+    architecture = _architecture(schemas.validate(_NAMES, values, where, ModelError), where)
+    given = schemas.validate(_DESCRIPTION, values, where, ModelError)
+    _refuse_what_is_not_computed(given, where)
+    heads = given.num_attention_heads
+    bias = bool(given.attention_bias) and architecture in ("llama", "qwen3")
+    theta, scaling = _rope(given, where)
+    config = llama.Config(
+        vocab_size=given.vocab_size,
+        hidden_size=given.hidden_size,
+        intermediate_size=given.intermediate_size,
+        num_layers=given.num_hidden_layers,
         num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=_head_dim(values, architecture, hidden_size, heads, where),
-        max_positions=_count(values, "max_position_embeddings", where),
-        rms_norm_eps=_number(values, "rms_norm_eps", where),
+        num_kv_heads=_kv_heads(given, architecture, where),
+        head_dim=_head_dim(given, architecture, where),
+        max_positions=given.max_position_embeddings,
+        rms_norm_eps=given.rms_norm_eps,
         rope_theta=theta,
         rope_scaling=scaling,
-        tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+        tied_embeddings=bool(given.tie_word_embeddings),
         qkv_bias=bias or architecture == "qwen2",
         output_bias=bias,
         qk_norm=architecture == "qwen3",
-        sliding_window=_sliding_window(values, architecture, layers, where),
+        sliding_window=_sliding_window(given, architecture, where),
         architecture=architecture,
     )
+    # transformers goes by model_type alone.
+    if given.model_type is not None and given.model_type != architecture:
+        raise ModelError(
+            f"{where}: architectures says {_CLASSES[architecture]} and model_type {given.model_type!r}; correct either"
+        )
+    remarks = (f"{where}: attention_dropout is {given.attention_dropout}; none is computed",)
+    return Described(config, _quantization(given), remarks if given.attention_dropout else ())
 
 
 def write(config: llama.Config, folder: Path, eos_ids: tuple[int, ...], bos_id: int | None, dtype: str) -> None:
@@ -130,61 +147,61 @@ def _describe(config: llama.Config) -> Json:
     return values
 
 
-def _architecture(values: Json, where: str):
-    stated = values.get("architectures") or []
+def _architecture(names: Names, where: str):
+    stated = names.architectures or []
     for architecture in ("llama", "mistral", "qwen2", "qwen3"):
-        if stated[:1] == [_CLASSES[architecture]] or (not stated and values.get("model_type") == architecture):
+        if stated[:1] == [_CLASSES[architecture]] or (not stated and names.model_type == architecture):
             return architecture
-    name = stated[0] if stated else values.get("model_type") or "none stated"
+    name = stated[0] if stated else names.model_type or "none stated"
     raise ModelError(f"{where}: architecture {name} is not supported; supported are {', '.join(_ARCHITECTURES)}")
 
 
-def _refuse_what_is_not_computed(values: Json, where: str) -> None:
-    activation = values.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelError(f"{where}: hidden_act {activation!r} is not supported; only silu is")
-    if values.get("mlp_bias"):
+def _refuse_what_is_not_computed(given: Description, where: str) -> None:
+    if given.hidden_act not in ("silu", "swish"):
+        raise ModelError(f"{where}: hidden_act {given.hidden_act!r} is not supported; only silu is")
+    if given.mlp_bias:
         raise ModelError(f"{where}: mlp_bias is not supported")
-    if values.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
+    if given.partial_rotary_factor not in (None, 1):
         raise ModelError(f"{where}: partial_rotary_factor is not supported")
-    quantization = values.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "of an unnamed kind") if isinstance(quantization, dict) else ""
-        raise ModelError(f"{where}: the weights are quantized ({method}); take the model that was not quantized")
+    others = given.model_extra or {}
+    for key, neutral in OF_KIN.items():
+        if others.get(key) not in neutral:
+            raise ModelError(
+                f"{where}: {key} is {others[key]!r}, which is not computed for {', '.join(_ARCHITECTURES)}; "
+                f"take a model of one of these, or remove the key if it was not trained with it"
+            )
+    if any(rotated != 1 for rotated in _listed(others.get("no_rope_layers"))):
+        raise ModelError(f"{where}: no_rope_layers has layers without rotary positions, which is not supported")
 
 
-def _count(values: Json, key: str, where: str) -> int:
-    if key not in values:
-        raise ModelError(f"{where}: {key} is missing")
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{where}: {key} is {value!r}; it has to be a whole number above 0")
-    return value
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _number(values: Json, key: str, where: str) -> float:
-    if key not in values:
-        raise ModelError(f"{where}: {key} is missing")
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ModelError(f"{where}: {key} is {value!r}; it has to be a number above 0")
-    return float(value)
+def _quantization(given: Description) -> str | None:
+    if not given.quantization_config:
+        return None
+    method = given.quantization_config.get("quant_method")
+    return method if isinstance(method, str) else "of an unnamed kind"
 
 
-def _kv_heads(values: Json, architecture: str, heads: int, where: str) -> int:
+def _kv_heads(given: Description, architecture: str, where: str) -> int:
     # The first Llamas, from before grouped queries, do not state it.
-    stated = "num_key_value_heads" in values or architecture != "llama"
-    if not stated or values.get("num_key_value_heads", 0) is None:
-        return heads
-    kv_heads = _count(values, "num_key_value_heads", where)
+    stated = "num_key_value_heads" in given.model_fields_set or architecture == "llama"
+    if not stated:
+        raise ModelError(f"{where}: num_key_value_heads is missing")
+    heads, kv_heads = given.num_attention_heads, given.num_key_value_heads or given.num_attention_heads
     if heads % kv_heads:
         raise ModelError(f"{where}: {heads} attention heads do not share {kv_heads} key/value heads evenly")
     return kv_heads
 
 
-def _head_dim(values: Json, architecture: str, hidden_size: int, heads: int, where: str) -> int:
-    if architecture == "qwen3" or values.get("head_dim") is not None:
-        head_dim = _count(values, "head_dim", where)
+def _head_dim(given: Description, architecture: str, where: str) -> int:
+    hidden_size, heads = given.hidden_size, given.num_attention_heads
+    if given.head_dim is not None:
+        head_dim = given.head_dim
+    elif architecture == "qwen3":
+        head_dim = _QWEN3_HEAD_DIM
     elif hidden_size % heads:
         raise ModelError(f"{where}: hidden_size {hidden_size} does not divide into {heads} heads; state head_dim")
     else:
@@ -194,40 +211,81 @@ def _head_dim(values: Json, architecture: str, hidden_size: int, heads: int, whe
     return head_dim
 
 
-def _rope(values: Json, where: str) -> tuple[float, llama.RopeScaling | None]:
+def _rope(given: Description, where: str) -> tuple[float, llama.RopeScaling | None]:
     """Theta and scaling: in `rope_parameters` (transformers 5), or in `rope_theta` and `rope_scaling` (before)."""
-    parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(parameters, dict):
-        raise ModelError(f"{where}: the rope parameters are not an object")
-    stated = {key: value for key, value in {**values, **parameters}.items() if value is not None}
-    theta = _number({"rope_theta": _DEFAULT_THETA, **stated}, "rope_theta", where)
-    _refuse_what_is_not_computed({"partial_rotary_factor": parameters.get("partial_rotary_factor")}, where)
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
+    stated = {"rope_parameters": given.rope_parameters, "rope_scaling": given.rope_scaling}
+    each = {name: _rope_of(name, rope, given, where) for name, rope in stated.items() if rope and rope.model_fields_set}
+    if len(set(each.values())) > 1:
+        raise ModelError(f"{where}: rope_parameters and rope_scaling contradict each other; remove either")
+    return next(iter(each.values()), (given.rope_theta or _THETA, None))
+
+
+def _rope_of(name: str, rope: Rope, given: Description, where: str) -> tuple[float, llama.RopeScaling | None]:
+    """What one of the two places says of theta and scaling, with what the config says beside it."""
+    for key, value in (rope.model_extra or {}).items():
+        if value is not None:
+            raise ModelError(f"{where}: {name}.{key} is not supported")
+    if rope.partial_rotary_factor not in (None, 1):
+        raise ModelError(f"{where}: {name}.partial_rotary_factor is not supported")
+    theta = _agreed(where, f"{name}.rope_theta", rope.rope_theta, "rope_theta", given.rope_theta) or _THETA
+    kind = _agreed(where, f"{name}.rope_type", rope.rope_type, f"{name}.type", rope.type)
+    if kind not in (None, "default", "linear", "llama3"):
         raise ModelError(f"{where}: rope scaling {kind!r} is not supported; supported are default and llama3")
-    original = "original_max_position_embeddings"
-    scaling = llama.RopeScaling(
-        factor=_number(parameters, "factor", where),
-        low_frequency_factor=_number(parameters, "low_freq_factor", where),
-        high_frequency_factor=_number(parameters, "high_freq_factor", where),
-        original_positions=_count(stated, original if original in stated else "max_position_embeddings", where),
-    )
-    return theta, scaling
+    if kind != "llama3":
+        if rope.factor not in (None, 1):
+            said = f"rope scaling {kind!r}" if kind == "linear" else f"{name}.factor {rope.factor} of no rope_type"
+            raise ModelError(f"{where}: {said} is not supported; supported are default and llama3")
+        return theta, None
+    beside = ("original_max_position_embeddings", given.original_max_position_embeddings)
+    original = _agreed(where, f"{name}.{beside[0]}", rope.original_max_position_embeddings, *beside)
+    factor, low, high = rope.factor, rope.low_freq_factor, rope.high_freq_factor
+    if factor is None or low is None or high is None:
+        missing = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+        raise ModelError(f"{where}: {name}.{next(key for key in missing if missing[key] is None)} is missing")
+    if low >= high:
+        raise ModelError(f"{where}: {name}.low_freq_factor has to be below high_freq_factor")
+    return theta, llama.RopeScaling(factor, low, high, original or given.max_position_embeddings)
 
 
-def _sliding_window(values: Json, architecture: str, layers: int, where: str) -> int | None:
-    if architecture == "llama":
-        return None
-    if architecture == "mistral":
-        values = {"sliding_window": _MISTRAL_WINDOW, "use_sliding_window": True, "max_window_layers": 0, **values}
-    if not values.get("use_sliding_window") or values.get("sliding_window") is None:
-        return None
-    first = values.get("max_window_layers", layers)
-    kinds = values.get("layer_types") or [
-        "sliding_attention" if layer >= first else "full_attention" for layer in range(layers)
-    ]
-    if len(set(kinds)) > 1:
+def _agreed(where: str, one: str, first: Any, other: str, second: Any) -> Any:
+    """What two keys say that mean the same thing: None where neither says anything."""
+    if None not in (first, second) and first != second:
+        raise ModelError(
+            f"{where}: {one} is {first!r} and {other} {second!r}, which contradict each other; remove either"
+        )
+    return second if first is None else first
+
+
+def _sliding_window(given: Description, architecture: str, where: str) -> int | None:
+    layers, kinds = given.num_hidden_layers, given.layer_types
+    if kinds is not None and (len(kinds) != layers or not {*kinds} <= {"full_attention", "sliding_attention"}):
+        raise ModelError(
+            f"{where}: layer_types has to say full_attention or sliding_attention for each of {layers} layers"
+        )
+    window = given.sliding_window if "sliding_window" in given.model_fields_set else _WINDOW
+    if architecture in ("qwen2", "qwen3"):
+        window = window if given.use_sliding_window else None
+        first = _FIRST_WINDOWED if given.max_window_layers is None else given.max_window_layers
+        kinds = kinds or [
+            "full_attention" if window is None or n < first else "sliding_attention" for n in range(layers)
+        ]
+    elif architecture == "llama":
+        window = given.sliding_window if given.use_sliding_window is not False else None
+        if window is not None and window < given.max_position_embeddings:
+            raise ModelError(
+                f"{where}: sliding_window is {window}, and {_CLASSES['llama']} has none; take "
+                f"{_CLASSES['mistral']} for a model that was trained with one, else null"
+            )
+        window = None
+    elif window is not None and given.use_sliding_window is False:
+        raise ModelError(f"{where}: sliding_window is {window} and use_sliding_window false; state one, or null")
+    kinds = {*(kinds or ["full_attention" if window is None else "sliding_attention"])}
+    if len(kinds) > 1:
         raise ModelError(f"{where}: a sliding window in some layers only is not supported")
-    return _count(values, "sliding_window", where) if kinds[0] == "sliding_attention" else None
+    if kinds == {"sliding_attention"}:
+        if window is None:
+            raise ModelError(f"{where}: layer_types says sliding_attention, and there is no sliding_window")
+        return window
+    if window is not None and architecture == "mistral":
+        raise ModelError(f"{where}: sliding_window is {window} and layer_types full_attention; state one")
+    return None

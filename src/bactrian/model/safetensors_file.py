@@ -8,12 +8,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from bactrian.errors import ModelError
+from bactrian.files import documents, schemas
 
 _LENGTH_BYTES = 8
 _LARGEST_HEADER = 100_000_000  # the format's own limit
@@ -24,6 +26,22 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+_Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Entry(BaseModel):
+    """A tensor in the header."""
+
+    model_config = ConfigDict(strict=True)
+
+    dtype: str
+    shape: list[_Size]
+    data_offsets: Annotated[list[_Size], Field(min_length=2, max_length=2)]
+
+
+_HEADER = TypeAdapter(dict[str, _Entry])
 
 
 class Stored(NamedTuple):
@@ -38,40 +56,50 @@ class Stored(NamedTuple):
 
 
 def entries(path: Path) -> dict[str, Stored]:
-    """The tensors of a file by name, none of them read. Raises `ModelError` where the file is cut or not the format."""
+    """The tensors of a file by name, none of them read. Raises `ModelError` where the file is cut or not the format.
+
+    As the library has it, they lie one after the other without holes and end where the file does.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if size < _LENGTH_BYTES or not 0 < length <= min(_LARGEST_HEADER, size - _LENGTH_BYTES):
                 raise ModelError(f"{path}: not a safetensors file, or cut in its header; download or export it again")
-            header = json.loads(file.read(length))
+            text = file.read(length)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not a safetensors file: its header is not JSON") from error
+    where = f"{path}: not a safetensors file: its header"
+    header = documents.parse_json(text, where, ModelError, "download or export it again")
+    if isinstance(header, dict):
+        header.pop("__metadata__", None)
     found = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            found[name] = _entry(path, name, entry, _LENGTH_BYTES + length)
-            if found[name].stop > size:
-                raise ModelError(
-                    f"{path}: the file is cut: tensor {name} ends at byte {found[name].stop:,} of {size:,}; "
-                    f"download or export it again"
-                )
-    return found
+    at = start = _LENGTH_BYTES + length
+    placed = schemas.validate(_HEADER, header, where, ModelError)
+    for name, entry in sorted(placed.items(), key=lambda item: item[1].data_offsets):
+        stored = _stored(path, name, entry, start)
+        if stored.stop > size:
+            raise ModelError(
+                f"{path}: the file is cut: tensor {name} ends at byte {stored.stop:,} of {size:,}; "
+                f"download or export it again"
+            )
+        if stored.start != at:
+            raise ModelError(
+                f"{path}: tensor {name} begins at byte {stored.start:,}, and what is before it ends at {at:,}; "
+                f"download or export it again"
+            )
+        found[name], at = stored, stored.stop
+    if at != size:
+        raise ModelError(f"{path}: {size - at:,} bytes come after the last tensor; download or export it again")
+    return {name: found[name] for name in placed}
 
 
-def _entry(path: Path, name: str, entry: Any, data_start: int) -> Stored:
-    try:
-        start, stop = (data_start + int(offset) for offset in entry["data_offsets"])
-        stored = Stored(path, name, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), start, stop)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: tensor {name}: its entry in the header is not valid") from error
-    dtype = _DTYPES.get(stored.dtype)
-    if stop < start or start < data_start or (dtype and stop - start != math.prod(stored.shape) * dtype.itemsize):
-        raise ModelError(f"{path}: tensor {name}: {stop - start} bytes do not hold {stored.dtype} {stored.shape}")
-    return stored
+def _stored(path: Path, name: str, entry: _Entry, data_start: int) -> Stored:
+    start, stop = (data_start + offset for offset in entry.data_offsets)
+    dtype = _DTYPES.get(entry.dtype)
+    if stop < start or (dtype and stop - start != math.prod(entry.shape) * dtype.itemsize):
+        raise ModelError(f"{path}: tensor {name}: {stop - start} bytes do not hold {entry.dtype} {entry.shape}")
+    return Stored(path, name, entry.dtype, tuple(entry.shape), start, stop)
 
 
 def rows(stored: Stored, wanted: slice) -> np.ndarray:

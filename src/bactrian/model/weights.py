@@ -25,7 +25,7 @@ from bactrian.errors import ModelError
 from bactrian.files import documents
 from bactrian.files.atomic import replacing
 from bactrian.files.cache import cache_root
-from bactrian.model import gguf_weights, hf_config, llama, safetensors_file, tensors
+from bactrian.model import hf_config, llama, safetensors_file, tensors
 from bactrian.model.llama import Dtype
 from bactrian.model.tensors import Source, Tensor
 
@@ -33,13 +33,9 @@ _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloa
 
 
 def read_config(path: Path) -> llama.Config:
-    """The architecture of the model in a Hugging Face folder or a .gguf file. Raises `ModelError`."""
-    return gguf_weights.File(path).config if path.suffix == ".gguf" else hf_config.read(path)
-
-
-def check(path: Path) -> None:
-    """See that the files hold every tensor of the architecture in its shape; none is read. Raises `ModelError`."""
-    tensors.open_model(path)
+    """The architecture of the model in a Hugging Face folder or a .gguf file. Raises `ModelError`, also where the files
+    do not hold every tensor of it in its shape."""
+    return tensors.open_model(path).config
 
 
 def load(path: Path, dtype: Dtype = "float32", shardings: Any = None) -> llama.Parameters:

@@ -15,7 +15,7 @@ import numpy as np
 from bactrian import pipeline
 from bactrian.data import mixture, packing
 from bactrian.data.packing import Plan
-from bactrian.errors import RecipeError
+from bactrian.errors import ModelError, RecipeError
 from bactrian.model import hf_config, llama
 from bactrian.prepare import check_places, check_positions
 from bactrian.recipe import DPO, Recipe, Stage, StageName
@@ -118,7 +118,11 @@ def is_at_hand(recipe: Recipe, settings: Stage) -> bool:
 def stated_model(recipe: Recipe) -> llama.Config:
     """The architecture in the recipe's `model.config`, with the positions to train with. Raises `ModelError`."""
     assert recipe.model.config is not None
-    config = hf_config.read_file(Path(recipe.model.config))
+    config, quantization, _ = hf_config.read_file(Path(recipe.model.config))
+    if quantization is not None:  # there are no tensors here to judge by
+        raise ModelError(
+            f"{recipe.model.config}: the weights are quantized ({quantization}); take the model that was not quantized"
+        )
     return replace(config, max_positions=recipe.model.max_positions or config.max_positions)
 
 
