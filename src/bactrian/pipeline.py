@@ -282,7 +282,7 @@ def _find(recipe: Recipe) -> Assistant:
     model = recipe.model
     base = assistants.find(model.source, model.add_tokens, model.max_positions)
     if model.config is not None:
-        stated = replace(hf_config.read_file(Path(model.config)).config, vocab_size=base.config.vocab_size)
+        stated = replace(hf_config.read_file(Path(model.config)), vocab_size=base.config.vocab_size)
         if llama.specs(stated) != llama.specs(base.config):
             raise RecipeError(
                 f"model.config: {model.config} describes a model of another shape than {model.source} has; "

@@ -177,7 +177,7 @@ def test_dropout_is_said_not_to_be_computed():
 def test_a_file_that_is_no_description_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"config\.json: not (a )?JSON") as caught:
-        hf_config.read(tmp_path)
+        hf_config.read(tmp_path / "config.json")
     assert "\n" not in str(caught.value)
 
 

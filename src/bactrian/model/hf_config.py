@@ -37,14 +37,14 @@ class Described(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def read(folder: Path) -> Described:
-    """What a folder's config.json says. Raises `ModelError`."""
-    return read_file(folder / "config.json")
-
-
-def read_file(path: Path) -> Described:
+def read(path: Path) -> Described:
     """What a config.json, whatever its name, says. Raises `ModelError`."""
     return describe(documents.read_json(path, ModelError, "download or export the model again"), str(path))
+
+
+def read_file(path: Path) -> llama.Config:
+    """The architecture that a config.json, whatever its name, describes. Raises `ModelError`."""
+    return read(path).config
 
 
 def parse(values: Any, where: str) -> llama.Config:

@@ -115,7 +115,7 @@ def open_model(path: Path) -> Source:
         return source
     stored = _stored(path)
     shapes = {name: entry.shape for name, entry in stored.items()}
-    described = hf_config.read(path)
+    described = hf_config.read(path / "config.json")
     source = Source(
         described.config,
         shapes,

@@ -118,7 +118,7 @@ def is_at_hand(recipe: Recipe, settings: Stage) -> bool:
 def stated_model(recipe: Recipe) -> llama.Config:
     """The architecture in the recipe's `model.config`, with the positions to train with. Raises `ModelError`."""
     assert recipe.model.config is not None
-    config, quantization, _ = hf_config.read_file(Path(recipe.model.config))
+    config, quantization, _ = hf_config.read(Path(recipe.model.config))
     if quantization is not None:  # there are no tensors here to judge by
         raise ModelError(
             f"{recipe.model.config}: the weights are quantized ({quantization}); take the model that was not quantized"
