@@ -4,7 +4,6 @@ Whatever a description asks for and `llama` does not compute is refused by name,
 contradict each other; what is computed is what `transformers` computes.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
