@@ -42,7 +42,11 @@ class RecipeError(InputError):
 
 
 class DataError(InputError):
-    pass
+    """`kind` names what is wrong with a row, for counting: `missing_key`, `wrong_type`, …"""
+
+    def __init__(self, message: str, kind: str = "does_not_fit"):
+        super().__init__(message)
+        self.kind = kind
 
 
 class ModelError(InputError):

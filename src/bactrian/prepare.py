@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -12,10 +12,13 @@ from bactrian.data.chat import Chat
 from bactrian.data.corpus import Corpus
 from bactrian.data.packing import Plan
 from bactrian.errors import DataError, RecipeError
-from bactrian.recipe import SFT, Layout, Stage, StageName
+from bactrian.recipe import SFT, PublishedLayout, RunLayout, Stage, StageName
 
 _HELDOUT_UPDATE = 64  # held-out examples packed together
-_FORMATS: dict[StageName, tuple[Layout, ...]] = {"sft": ("messages", "alpaca"), "dpo": ("preference", "hh")}
+_FORMATS: dict[StageName, tuple[RunLayout, ...]] = {
+    "sft": ("messages", "alpaca", "sharegpt", "prompt_completion", *get_args(PublishedLayout)),
+    "dpo": ("preference", "hh"),
+}
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
     check_places(name, settings, parts.places)
     for source in (*settings.data, *settings.heldout):
         if source.format not in _FORMATS[name]:
-            wanted = " or ".join(_FORMATS[name])
+            *others, last = _FORMATS[name]
+            wanted = f"{', '.join(others)} or {last}"
             advice = "; a policy of pairs, as all_pairs, makes pairs of rankings" if source.format == "ranking" else ""
             raise DataError(
                 f"{source.path}: {name} cannot learn from format {source.format!r}; it takes {wanted}{advice}"

@@ -17,10 +17,12 @@ from bactrian.sections import Section
 
 StageName = Literal["sft", "dpo"]
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
-Layout = Literal["messages", "preference", "hh", "alpaca", "ranking"]
+Layout = Literal["messages", "preference", "hh", "alpaca", "prompt_completion", "ranking"]
 PublishedLayout = Literal["dolly", "flan", "lima", "open_orca", "science", "ultrachat", "wizardlm"]
+RunLayout = Layout | PublishedLayout | Literal["sharegpt"]
+OnBadRow = Literal["stop", "drop"]
 Matrix = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LAYOUTS: tuple[Layout | PublishedLayout, ...] = (*get_args(Layout), *get_args(PublishedLayout))
+LAYOUTS: tuple[RunLayout, ...] = (*get_args(Layout), "sharegpt", *get_args(PublishedLayout))
 
 
 class Model(Section):
@@ -49,8 +51,8 @@ class Model(Section):
 class File(Section):
     """One data file or Hub dataset."""
 
-    path: str = Field(description="a .jsonl, .json (or .gz), .parquet or .xlsx file, a folder of .parquet, hf:ORG/NAME")
-    split: str = Field(default="train", description="of an hf: dataset")
+    path: str = Field(description="a .jsonl, .json (or .gz), .parquet or .xlsx file, a data set's folder, hf:ORG/NAME")
+    split: str = Field(default="train", description="of an hf: dataset or a folder; one file has no other than train")
     limit: int | None = Field(default=None, ge=1, description="only the first so many rows")
     licence: str | None = Field(default=None, description="for the model card")
 
@@ -58,7 +60,7 @@ class File(Section):
 class Source(File):
     """A file whose every row is an example, or two."""
 
-    format: Layout = Field(description="how a row is laid out")
+    format: RunLayout = Field(description="how a row is laid out")
     rows: int | None = Field(
         default=None,
         ge=1,
@@ -124,6 +126,9 @@ class Stage(Section):
     )
     learn: Literal["all", "last"] = Field(default="all", description="every assistant turn, or only the last")
     max_dropped: float = Field(default=0.1, ge=0, le=1, description="stop when a larger share of rows cannot be used")
+    on_bad_row: OnBadRow = Field(
+        default="stop", description="what happens to a row that does not fit; drop counts it, under max_dropped"
+    )
     optimizer: Optimizer
     lora: LoRA | None = Field(default=None, description="train adapters; the whole model is trained without it")
     evaluate_every: int = Field(default=0, ge=0, description="steps between held-out evaluations; 0: only at the end")

@@ -65,7 +65,7 @@ def generate(
         settings = replace(settings, stop_ids=chat.stop_ids)
     answers = found.engine(dtype).generate(ids, settings)
     for prompt, generated in zip(prompts, answers, strict=True):
-        shown = prompt if isinstance(prompt, str) else [vars(message) for message in prompt]
+        shown = prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content} for turn in prompt]
         text = found.tokenizer.decode(generated.tokens)
         yield {"prompt": shown, "text": text, "tokens": len(generated.tokens), "finish": generated.finish}
 

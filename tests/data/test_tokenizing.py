@@ -101,7 +101,7 @@ def test_what_was_tokenized_before_a_kill_is_not_again(
     assert len(parts) == 5
     calls: list[str] = []
     make = tokenizing._part
-    monkeypatch.setattr(tokenizing, "_part", lambda made, where: (calls.append(where), make(made, where))[1])
+    monkeypatch.setattr(tokenizing, "_part", lambda chunk, *given: (calls.append(chunk.where), make(chunk, *given))[1])
     corpora.build(data, CHAT, LIMITS, 1.0, tmp_path / "killed", processes=1)
     again = len(calls)
     corpora.build(data, CHAT, LIMITS, 1.0, tmp_path / "whole", processes=1)

@@ -196,11 +196,26 @@ class Chat:
             text, spans = template.render_marked(self.jinja(), disguised, self._tokens)
             if not spans:
                 raise ChatError("the chat template marks nothing of these messages to be learnt; drop the row")
-            return _Rendering(self._pieces(text, back), spans if self.learn == "all" else spans[-1:], spans[-1][0])
+            return _Rendering(self._pieces(text, back), self._trained(spans, messages), spans[-1][0])
         text = self._text(disguised)
         turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        spans = [self._turn(text, disguised, turn) for turn in (turns if self.learn == "all" else turns[-1:])]
-        return _Rendering(self._pieces(text, back), spans, spans[-1][0])
+        turns = turns if self.learn == "all" else turns[-1:]
+        spans = [self._turn(text, disguised, turn) for turn in turns]
+        learnt = [span for span, turn in zip(spans, turns, strict=True) if messages[turn].trained]
+        return _Rendering(self._pieces(text, back), learnt, spans[-1][0])
+
+    def _trained(self, spans: list[tuple[int, int]], messages: Messages) -> list[tuple[int, int]]:
+        """Of the spans that a template marks, those that are learnt. Raises `ChatError` where that cannot be told."""
+        turns = [message for message in messages if message.role == "assistant"]
+        if not all(turn.trained for turn in turns):
+            if len(turns) != len(spans):
+                raise ChatError(
+                    f"the chat template marks {len(spans)} parts of {len(turns)} assistant's turns, so which of them "
+                    'a masked turn is cannot be told; use chat = "tulu", or drop the row'
+                )
+            kept = [span for span, turn in zip(spans, turns, strict=True) if turn.trained]
+            return kept if self.learn == "all" else [span for span in kept if span == spans[-1]]
+        return spans if self.learn == "all" else spans[-1:]
 
     def _turn(self, text: str, messages: Messages, index: int) -> tuple[int, int]:
         """Where a turn begins in the text, and where the special token that ends it does; if none does, the turn."""
@@ -308,6 +323,7 @@ def _tulu(tokenizer: Tokenizer, messages: Messages, learn: Learn, generate: bool
         draft.token(token_id)
     learnt: list[tuple[int, int]] = []
     said: list[tuple[int, int]] = []
+    last: list[tuple[int, int]] = []  # what is learnt where only the last turn is
     given = False  # whether what came before is masked, and so masks an assistant's header too
     for index, message in enumerate(messages):
         final = index == len(messages) - 1 and not generate
@@ -323,12 +339,15 @@ def _tulu(tokenizer: Tokenizer, messages: Messages, learn: Learn, generate: bool
             draft.text((header + content).strip() if final else header + content)
         if not final:  # the whole text is stripped, so nothing follows the last turn
             draft.text("\n")
-        if message.role == "assistant":
+        trained = message.role == "assistant" and message.trained
+        if trained:
             learnt.append((said[-1][0] if given else begin, draft.at))
-        given = message.role != "assistant"
+        given = not trained
+        if message.role == "assistant":
+            last = said[-1:] if trained else []
     if generate:
         draft.text("<|assistant|>\n")
-    return _Rendering(draft.pieces, learnt if learn == "all" else said[-1:], said[-1][0] if said else draft.at)
+    return _Rendering(draft.pieces, learnt if learn == "all" else last, said[-1][0] if said else draft.at)
 
 
 _TULU_JINJA = (

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bactrian.data import screen, tokenizing, workers
+from bactrian.data import tokenizing, workers
 from bactrian.data.chat import Chat
 from bactrian.data.records import Example, Preference, Record
 from bactrian.data.screen import Ledger
@@ -25,12 +25,12 @@ from bactrian.data.sources import reader
 from bactrian.data.tokenizing import Limits, examples
 from bactrian.errors import DataError
 from bactrian.files.atomic import replacing, write_json, writing
-from bactrian.recipe import Source
+from bactrian.recipe import OnBadRow, Source
 
 __all__ = ["VERSION", "Corpus", "Limits", "build", "examples", "render"]
 
 _TOGETHER = 2000  # examples whose learnt tokens are counted at once
-VERSION = 2  # of the code that makes examples; a change of what it makes changes the number
+VERSION = 3  # of the code that makes examples; a change of what it makes changes the number
 
 
 class Corpus:
@@ -101,34 +101,56 @@ class Corpus:
 
 
 def build(
-    data: Sequence[Source], chat: Chat, limits: Limits, max_dropped: float, root: Path, processes: int | None = None
+    data: Sequence[Source],
+    chat: Chat,
+    limits: Limits,
+    max_dropped: float,
+    root: Path,
+    processes: int | None = None,
+    on_bad_row: OnBadRow = "stop",
 ) -> Corpus:
     """The corpus of some sources: opened if `root` has it, else tokenized, by a process for each core if it is much.
 
     What is cut short goes on where it was. Raises `DataError`.
     """
-    key = _key(data, chat, limits)
-    folder = root / "corpora" / key
-    if not (folder / "ledger.json").exists():
-        with _parts_folder(folder) as parts:
-            if not (folder / "ledger.json").exists():
-                processes = processes or workers.suited(sum(map(reader.size, data)))
-                files = tokenizing.parts(data, chat, limits, parts, processes)
-                with replacing(folder) as temporary:
-                    temporary.mkdir()
-                    _write(temporary, data, files)
-            shutil.rmtree(parts, ignore_errors=True)  # another process may be at it as well
-    corpus = Corpus(folder)
+    corpus = made(data, chat, limits, root, processes, on_bad_row)
     for source, entry in zip(data, corpus.ledger["sources"], strict=True):
-        screen.Ledger(entry["read"], entry["kept"], entry["dropped"]).check(max_dropped, source.path)
+        ledger = Ledger.of(entry)
+        if on_bad_row == "stop" and ledger.bad_rows:  # made for another run, which drops them
+            raise DataError(ledger.bad_rows[0])
+        ledger.check(max_dropped, source.path)
         if source.rows is not None and entry["read"] != min(source.rows, source.limit or source.rows):
             raise DataError(
                 f"{source.path}: {entry['read']} rows were read, and the recipe says {source.rows}; "
                 f"train on the version that has so many, or say rows = {entry['read']}"
             )
     if not len(corpus):
-        raise DataError(f"{', '.join(source.path for source in data)}: no row can be used; the ledger is in {folder}")
+        paths, folder = ", ".join(source.path for source in data), root / "corpora" / corpus.key
+        raise DataError(f"{paths}: no row can be used; the ledger is in {folder}")
     return corpus
+
+
+def made(
+    data: Sequence[Source],
+    chat: Chat,
+    limits: Limits,
+    root: Path,
+    processes: int | None = None,
+    on_bad_row: OnBadRow = "stop",
+) -> Corpus:
+    """The corpus of some sources, however much of them was dropped. Raises `DataError`."""
+    key = _key(data, chat, limits)
+    folder = root / "corpora" / key
+    if not (folder / "ledger.json").exists():
+        with _parts_folder(folder) as parts:
+            if not (folder / "ledger.json").exists():
+                processes = processes or workers.suited(sum(map(reader.size, data)))
+                files = tokenizing.parts(data, chat, limits, parts, processes, on_bad_row)
+                with replacing(folder) as temporary:
+                    temporary.mkdir()
+                    _write(temporary, data, files)
+            shutil.rmtree(parts, ignore_errors=True)  # another process may be at it as well
+    return Corpus(folder)
 
 
 def render(record: Record, chat: Chat) -> Example:

@@ -15,10 +15,14 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    trained: false where the row says that an assistant's turn is only read, so that its loss mask is zero.
+    """
 
     role: Role
     content: str
+    trained: bool = True
 
 
 Messages = tuple[Message, ...]
@@ -55,6 +59,13 @@ class Preference:
 
 
 Record = Conversation | Preference
+
+
+def masked_turns(record: Record) -> int:
+    """How many assistant's turns of a record its row masks; those that branches share count once."""
+    paths = (record.messages,) if isinstance(record, Conversation) else record.branches
+    first, *others = paths
+    return sum(not turn.trained for turn in (*first, *(path[-1] for path in others if path)))
 
 
 class Dropped(NamedTuple):

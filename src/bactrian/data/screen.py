@@ -1,10 +1,13 @@
 """What of the data can be used, and an account of what cannot: rows read = rows kept + rows dropped, by reason."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bactrian.data.records import Conversation, Preference
-from bactrian.errors import DataError
+from bactrian.errors import ChatError, DataError, printable
+
+BAD_SHOWN = 20  # bad rows of one source that a ledger quotes
+_COUNTS = ("dropped", "noted", "bad_kinds")
 
 
 def unusable(record: Conversation | Preference) -> str | None:
@@ -24,11 +27,23 @@ def unusable(record: Conversation | Preference) -> str | None:
 
 @dataclass
 class Ledger:
-    """What became of the rows of one source. It adds up: `read == kept + sum(dropped.values())`."""
+    """What became of the rows of one source. It adds up: `read == kept + sum(dropped.values())`.
+
+    noted: what was counted without dropping a row, as `masked_turns` of those kept.
+    bad_kinds: the rows dropped as `bad_row`, by what is wrong with them; bad_rows: what the first of them say.
+    """
 
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
+    bad_kinds: dict[str, int] = field(default_factory=dict)
+    bad_rows: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> "Ledger":
+        """The account in a source's entry of `ledger.json`."""
+        return cls(**{each.name: entry[each.name] for each in fields(cls) if each.name in entry})
 
     def keep(self) -> None:
         self.read += 1
@@ -36,24 +51,48 @@ class Ledger:
 
     def drop(self, reason: str) -> None:
         self.read += 1
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        _count(self.dropped, reason)
+
+    def drop_bad(self, error: DataError | ChatError) -> None:
+        """A row that cannot be read, or that the chat format cannot render."""
+        self.drop("bad_row")
+        _count(self.bad_kinds, error.kind if isinstance(error, DataError) else "chat_format")
+        if len(self.bad_rows) < BAD_SHOWN:
+            self.bad_rows.append(printable(str(error)))
+
+    def note(self, what: str, count: int = 1) -> None:
+        if count:
+            _count(self.noted, what, count)
 
     def add(self, other: "Ledger") -> None:
         """Count in what another ledger counted."""
         self.read += other.read
         self.kept += other.kept
-        for reason, count in other.dropped.items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
+        for mine, theirs in ((getattr(self, name), getattr(other, name)) for name in _COUNTS):
+            for reason, count in theirs.items():
+                _count(mine, reason, count)
+        self.bad_rows += other.bad_rows[: BAD_SHOWN - len(self.bad_rows)]
 
     def to_json(self) -> dict[str, Any]:
-        return {"read": self.read, "kept": self.kept, "dropped": self.dropped}
+        counts = {"read": self.read, "kept": self.kept, "dropped": self.dropped}
+        others = {"noted": self.noted, "bad_kinds": self.bad_kinds, "bad_rows": self.bad_rows}
+        return counts | {key: value for key, value in others.items() if value}
 
     def check(self, max_dropped: float, where: str) -> None:
         """Raise `DataError` if a larger share of the rows was dropped than `max_dropped`."""
         dropped = self.read - self.kept
         if dropped > max_dropped * self.read:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
+            kinds = f" ({listed(self.bad_kinds)})" if self.bad_kinds else ""
             raise DataError(
-                f"{where}: {dropped} of {self.read} rows ({dropped / self.read:.1%}) cannot be used: {reasons}; "
-                f"repair the data, or raise max_dropped (now {max_dropped:g})"
+                f"{where}: {dropped} of {self.read} rows ({dropped / self.read:.1%}) cannot be used: "
+                f"{listed(self.dropped)}{kinds}; repair the data, or raise max_dropped (now {max_dropped:g})"
             )
+
+
+def listed(counts: dict[str, int]) -> str:
+    """Counts by reason, as `3 empty_answer, 1 too_long`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+
+
+def _count(counts: dict[str, int], what: str, count: int = 1) -> None:
+    counts[what] = counts.get(what, 0) + count

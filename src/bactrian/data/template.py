@@ -7,6 +7,7 @@ as a special token, its first character is swapped for a private one until the t
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain, islice
@@ -19,7 +20,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from bactrian.data.records import Message, Messages
+from bactrian.data.records import Messages
 from bactrian.errors import ChatError
 
 _BEGIN, _END = "generation_begins", "generation_ends"  # what a template writes around a mark, if it is given them
@@ -121,7 +122,7 @@ def disguise(messages: Messages, special: Collection[str], template: str) -> Dis
     free = _private([template, *special, *(message.content for message in messages)])
     swap = dict(zip(swapped, free, strict=False))
     disguised = tuple(
-        Message(message.role, "".join(swap[c] if i in found else c for i, c in enumerate(message.content)))
+        replace(message, content="".join(swap[c] if i in found else c for i, c in enumerate(message.content)))
         for message, found in zip(messages, places, strict=True)
     )
     return Disguise(disguised, {ord(private): char for char, private in swap.items()})

@@ -19,12 +19,12 @@ import numpy as np
 from bactrian import progress
 from bactrian.data import packing, screen, sources, workers
 from bactrian.data.chat import Chat
-from bactrian.data.records import Example, Record
+from bactrian.data.records import Conversation, Example, Noted, Preference, Record, masked_turns
 from bactrian.data.screen import Ledger
 from bactrian.data.sources import reader
 from bactrian.errors import ChatError, DataError
 from bactrian.files.atomic import replacing
-from bactrian.recipe import Source
+from bactrian.recipe import OnBadRow, Source
 
 _TOGETHER = 256  # records tokenized at once
 
@@ -61,6 +61,14 @@ class _Done(NamedTuple):
 
 def examples(records: Iterable[Record], chat: Chat, limits: Limits) -> Iterator[Example | str]:
     """Each record's example, or the reason why it cannot be used. Raises `ChatError`, naming the row."""
+    for example in _examples(records, chat, limits):
+        if isinstance(example, ChatError):
+            raise example
+        yield example
+
+
+def _examples(records: Iterable[Record], chat: Chat, limits: Limits) -> Iterator[Example | str | ChatError]:
+    """As `examples`, with the refusals of the chat format in their places."""
     waiting = iter(records)
     while some := list(islice(waiting, _TOGETHER)):
         reasons = [screen.unusable(record) for record in some]
@@ -70,12 +78,17 @@ def examples(records: Iterable[Record], chat: Chat, limits: Limits) -> Iterator[
                 yield reason
                 continue
             example = next(rendered)
-            if isinstance(example, ChatError):
-                raise example
-            yield _misfit(example, limits) or example
+            yield example if isinstance(example, ChatError) else _misfit(example, limits) or example
 
 
-def parts(data: Sequence[Source], chat: Chat, limits: Limits, folder: Path, processes: int) -> list[list[Path]]:
+def parts(
+    data: Sequence[Source],
+    chat: Chat,
+    limits: Limits,
+    folder: Path,
+    processes: int,
+    on_bad_row: OnBadRow = "stop",
+) -> list[list[Path]]:
     """Tokenize what is not tokenized yet; the files of each source's parts, in order. Raises `DataError`."""
     counts = [0] * len(data)
     weights = [reader.size(source) for source in data]
@@ -89,7 +102,7 @@ def parts(data: Sequence[Source], chat: Chat, limits: Limits, folder: Path, proc
                 counts[number] += 1
 
     with progress.bar("tokenizing (MB)", sum(weights)) as bar:
-        for done in workers.in_order(_start, (tuple(data), chat, limits, folder), tasks(), processes):
+        for done in workers.in_order(_start, (tuple(data), chat, limits, folder, on_bad_row), tasks(), processes):
             rows += done.rows
             rate = rows / max(time.monotonic() - began, 1e-9)
             read = sum(weights[: done.source]) + round(weights[done.source] * done.share)
@@ -108,10 +121,13 @@ def _path(folder: Path, source: int, number: int) -> Path:
     return folder / f"{source:03}-{number:06}.npz"
 
 
-def _start(data: Sequence[Source], chat: Chat, limits: Limits, folder: Path) -> Callable[[_Task], _Done]:
+def _start(
+    data: Sequence[Source], chat: Chat, limits: Limits, folder: Path, on_bad_row: OnBadRow
+) -> Callable[[_Task], _Done]:
+    parsers = [sources.parser(source, None) for source in data]
+
     def tokenize(task: _Task) -> _Done:
-        records = _records(task.chunk, data[task.source])
-        part = _part(examples(records, chat, limits), task.chunk.where)
+        part = _part(task.chunk, parsers[task.source], chat, limits, on_bad_row)
         with replacing(_path(folder, task.source, task.number)) as temporary, temporary.open("wb") as file:
             np.savez(file, **{**part._asdict(), "ledger": json.dumps(part.ledger.to_json())})
         return _Done(task.source, task.chunk.share, len(task.chunk.rows))
@@ -119,25 +135,48 @@ def _start(data: Sequence[Source], chat: Chat, limits: Limits, folder: Path) -> 
     return tokenize
 
 
-def _records(chunk: reader.Chunk, source: Source) -> Iterator[Record]:
+def _records(
+    chunk: reader.Chunk, parse: sources.Parser, on_bad_row: OnBadRow, ledger: Ledger
+) -> Iterator[Conversation | Preference]:
+    """The record of each row; what becomes none is in the ledger, and what a layout leaves out of a row is noted."""
     for where, row in reader.decode(chunk):
-        if isinstance(row, DataError):
-            raise row
-        yield sources.parse(source.format, row, where)
+        try:
+            if isinstance(row, DataError):
+                raise row
+            found = list(parse(row, where))
+        except DataError as error:
+            if on_bad_row == "stop":
+                raise
+            ledger.drop_bad(error)
+            continue
+        record = next((each for each in found if isinstance(each, Conversation | Preference)), None)
+        left = [each.what if isinstance(each, Noted) else each.reason for each in found if isinstance(each, tuple)]
+        if record is None:
+            ledger.drop(left[0])
+            continue
+        for what in left:
+            ledger.note(what)
+        yield record
 
 
-def _part(made: Iterator[Example | str], where: str) -> Part:
+def _part(chunk: reader.Chunk, parse: sources.Parser, chat: Chat, limits: Limits, on_bad_row: OnBadRow) -> Part:
     ledger = Ledger()
     kept: list[Example] = []
-    for example in made:
-        if isinstance(example, str):
+    records = list(_records(chunk, parse, on_bad_row, ledger))
+    for record, example in zip(records, _examples(records, chat, limits), strict=True):
+        if isinstance(example, ChatError):
+            if on_bad_row == "stop":
+                raise example
+            ledger.drop_bad(example)
+        elif isinstance(example, str):
             ledger.drop(example)
         else:
             ledger.keep()
+            ledger.note("masked_turns", masked_turns(record))
             kept.append(example)
     branches = len(kept[0].starts) if kept else 0
     if any(len(example.starts) != branches for example in kept):
-        raise DataError(f"{where}: rows have different numbers of answers; give each number a source of its own")
+        raise DataError(f"{chunk.where}: rows have different numbers of answers; give each number a source of its own")
     return Part(
         np.concatenate([np.zeros(0, np.int32), *(example.tokens for example in kept)]),
         np.concatenate([np.zeros(0, bool), *(example.learn for example in kept)]),

@@ -29,7 +29,7 @@ from bactrian.data.sources import reader
 from bactrian.errors import RunError
 from bactrian.files import atomic
 
-VERSION = 1  # of the code that makes data sets; a change of what it makes changes the number
+VERSION = 2  # of the code that makes data sets; a change of what it makes changes the number
 
 
 def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = None) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def build(recipe: Build, chat: Chat | None, out: Path, processes: int | None = N
         kind = account.kind(recipe, records)
         account.screen_and_draw(recipe, chat, records, parts)
         evidence.write(recipe, records, parts, out)
-        start = (chat, parts, out, kind)
+        start = (chat, parts, out, kind, account.masks(records))
         done = _write(start, account.mix(recipe, records), recipe.build.shard_rows, processes)
         entries = account.ledger(recipe, records, done, counted=chat is not None)
         ledger = {"name": recipe.name, "key": key, "seed": recipe.seed, **entries}
@@ -120,10 +120,10 @@ def _parse(recipe: Build, chat: Chat | None, parts: Path, processes: int) -> lis
 
 
 def _write(
-    start: tuple[Chat | None, Path, Path, str], places: np.ndarray, size: int, processes: int
+    start: tuple[Chat | None, Path, Path, str, bool], places: np.ndarray, size: int, processes: int
 ) -> list[shards.Done]:
     """Write the shards of `size` rows that are not there yet; `start`: the arguments of `shards.start`."""
-    _, parts, out, _ = start
+    _, parts, out, *_ = start
     of = -(-len(places) // size)
     done = {n: found for n in range(of) if (found := shards.finished(parts, out, n, of)) is not None}
     tasks = (shards.Task(n, of, places[n * size : (n + 1) * size]) for n in range(of) if n not in done)

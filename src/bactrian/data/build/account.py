@@ -27,7 +27,8 @@ class Records:
     places:  int64 [n, 4]: source, chunk, offset and length in the store.
     reasons: int16 [n]: why a screen drops a record, as an index into `names`; -1 where none does.
     times:   int64 [n]: how often a record is drawn.
-    dropped: what became no record, by reason; bad: some of the errors; noted: what parsers counted beside.
+    dropped: what became no record, by reason; bad: some of the errors, bad_kinds: all of them by what is wrong;
+    noted: what parsers counted beside.
     kinds:   what the records are, of `store.KINDS`.
     """
 
@@ -38,6 +39,7 @@ class Records:
     rows: int
     dropped: dict[str, int]
     bad: list[str]
+    bad_kinds: dict[str, int]
     noted: dict[str, int]
     kinds: set[str]
 
@@ -94,6 +96,11 @@ def kind(recipe: Build, records: Sequence[Records]) -> str:
     return next(name for name in reversed(store.KINDS) if name in kinds)
 
 
+def masks(records: Sequence[Records]) -> bool:
+    """Whether some assistant's turn is masked."""
+    return any("masked_turns" in each.noted for each in records)
+
+
 def _gather(parts: Path, source: int, chunks: int) -> Records:
     places: list[np.ndarray] = [np.zeros((0, 4), np.int64)]
     reasons: list[int] = []
@@ -103,6 +110,7 @@ def _gather(parts: Path, source: int, chunks: int) -> Records:
     bad: list[str] = []
     kinds: set[str] = set()
     rows = 0
+    bad_kinds: dict[str, int] = {}
     for chunk in range(chunks):
         index = store.index(parts, source, chunk)
         lengths = np.array(index.lengths, np.int64)
@@ -114,16 +122,15 @@ def _gather(parts: Path, source: int, chunks: int) -> Records:
             if reason is not None and reason not in names:
                 names.append(reason)
             reasons.append(-1 if reason is None else names.index(reason))
-        for reason, count in index.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-        for what, count in index.noted.items():
-            noted[what] = noted.get(what, 0) + count
+        for sums, counts in ((dropped, index.dropped), (noted, index.noted), (bad_kinds, index.bad_kinds)):
+            for what, count in counts.items():
+                sums[what] = sums.get(what, 0) + count
         bad += index.bad[: _BAD_SHOWN - len(bad)]
         kinds.update(index.kinds)
         rows += index.rows
     whole = np.concatenate(places)
     codes, times = np.array(reasons, np.int16), np.ones(len(whole), np.int64)
-    return Records(whole, codes, names, times, rows, dropped, bad, noted, kinds)
+    return Records(whole, codes, names, times, rows, dropped, bad, bad_kinds, noted, kinds)
 
 
 def screen_and_draw(recipe: Build, chat: Chat | None, records: Sequence[Records], parts: Path) -> None:
@@ -156,7 +163,7 @@ def ledger(recipe: Build, records: Sequence[Records], done: Sequence[shards.Done
         entry["tokens"] = sum(shard.tokens.get(number, 0) for shard in done) if counted else None
         entry["learned_tokens"] = sum(shard.learned.get(number, 0) for shard in done) if counted else None
         if each.bad:
-            entry["bad_rows"] = each.bad
+            entry["bad_rows"], entry["bad_kinds"] = each.bad, each.bad_kinds
         entries.append(entry)
     sums = {"read": 0, "kept": 0, "written": 0}
     totals: dict[str, Any] = {key: sum(entry[key] for entry in entries) for key in sums}

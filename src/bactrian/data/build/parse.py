@@ -10,10 +10,10 @@ from bactrian.data.build import screening, store
 from bactrian.data.build.recipe import Build
 from bactrian.data.build.screening import Screen
 from bactrian.data.chat import Chat
-from bactrian.data.records import Dropped, Noted, Record
+from bactrian.data.records import Dropped, Noted, Record, masked_turns
 from bactrian.data.sources import reader
 from bactrian.data.sources.kinds import Share
-from bactrian.errors import DataError
+from bactrian.errors import DataError, printable
 
 _BAD_SHOWN = 5  # errors of one chunk that are kept for the ledger
 
@@ -48,7 +48,8 @@ def start(recipe: Build, chat: Chat | None, folder: Path) -> Callable[[Task], Do
                 if recipe.build.on_bad_row == "stop":
                     raise found
                 if len(index.bad) < _BAD_SHOWN:
-                    index.bad.append(str(found))
+                    index.bad.append(printable(str(found)))
+                index.bad_kinds[found.kind] = index.bad_kinds.get(found.kind, 0) + 1
                 found = Dropped("bad_row", str(found))
             if isinstance(found, Noted):
                 index.noted[found.what] = index.noted.get(found.what, 0) + 1
@@ -58,6 +59,8 @@ def start(recipe: Build, chat: Chat | None, folder: Path) -> Callable[[Task], Do
                 continue
             if (kind := store.kind(found)) not in index.kinds:
                 index.kinds.append(kind)
+            if masked := masked_turns(found):
+                index.noted["masked_turns"] = index.noted.get("masked_turns", 0) + masked
             kept.append(store.encode(found))
             index.lengths.append(len(kept[-1]))
             index.reasons.append(_reason(found, screens) if source.screened else None)

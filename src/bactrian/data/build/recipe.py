@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from bactrian import sections
 from bactrian.data.build.screening import ScreenSection
 from bactrian.data.sources.kinds import ShareGPT, SourceSection
+from bactrian.recipe import OnBadRow
 from bactrian.sections import Section
 
 
@@ -42,7 +43,7 @@ class Mixture(Section):
 class Writing(Section):
     """How rows are read and written."""
 
-    on_bad_row: Literal["stop", "drop"] = Field(default="stop", description="what happens to a row that does not fit")
+    on_bad_row: OnBadRow = Field(default="stop", description="what happens to a row that does not fit")
     shard_rows: int = Field(default=10_000, ge=1, description="rows in a Parquet file")
 
 

@@ -1,8 +1,9 @@
 """Parquet shards of a data set, each written whole, with the schema of the published ones.
 
-Conversations: `dataset`, `id`, `messages`, as allenai/tulu-v2-sft-mixture. Pairs: `dataset`, `id`, `prompt`, `chosen`,
-`rejected`, the last two whole conversations, `score_chosen` and `score_rejected` (null where nobody scored), as
-HuggingFaceH4/ultrafeedback_binarized. Rankings: `ranked`, whole conversations best first, and their `scores`.
+Conversations: `dataset`, `id`, `messages`, as allenai/tulu-v2-sft-mixture; where some assistant's turn is masked,
+messages have a `weight` too, 0 or 1 of an assistant's turn and null of others. Pairs: `dataset`, `id`, `prompt`,
+`chosen`, `rejected`, the last two whole conversations, `score_chosen` and `score_rejected` (null where nobody scored),
+as HuggingFaceH4/ultrafeedback_binarized. Rankings: `ranked`, whole conversations best first, and their `scores`.
 """
 
 import json
@@ -42,14 +43,17 @@ def name(number: int, of: int) -> str:
     return f"train-{number:05}-of-{of:05}.parquet"
 
 
-def start(chat: Chat | None, parts: Path, out: Path, kind: str) -> Callable[[Task], Done]:
-    """What writes a shard of the records in `parts`, of a kind of `store.KINDS`, into `out`. Raises `DataError` where
-    a chat cannot render."""
+def start(chat: Chat | None, parts: Path, out: Path, kind: str, weights: bool) -> Callable[[Task], Done]:
+    """What writes a shard of the records in `parts`, of a kind of `store.KINDS`, into `out`.
+
+    weights: whether messages have a weight, as some of the data set is masked. Raises `DataError` where a chat cannot
+    render.
+    """
 
     def write(task: Task) -> Done:
         done = Done(task.number, len(task.places), {}, {})
         with store.Reader(parts) as reader, replacing(out / name(task.number, task.of)) as temporary:
-            _write(temporary, _groups(task, reader, chat, done), kind)
+            _write(temporary, _groups(task, reader, chat, done), kind, weights)
         with replacing(_count_path(parts, task.number)) as temporary:
             temporary.write_text(json.dumps([done.rows, done.tokens, done.learned]), encoding="utf-8")
         return done
@@ -87,11 +91,12 @@ def _count(records: Sequence[Record], sources: Sequence[int], chat: Chat, done: 
         done.learned[source] = done.learned.get(source, 0) + int(example.learn.sum())
 
 
-def _write(path: Path, groups: Iterator[list[Record]], kind: str) -> None:
+def _write(path: Path, groups: Iterator[list[Record]], kind: str, weights: bool) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    weight = [("weight", pyarrow.int64())] if weights else []
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string()), *weight])
     turns = pyarrow.list_(message)
     types = {key: turns for key in ("messages", "chosen", "rejected")}
     types |= {key: pyarrow.float64() for key in ("score_chosen", "score_rejected")}
@@ -132,5 +137,10 @@ def _columns(records: Sequence[Record], kind: str) -> dict[str, list[Any]]:
     }
 
 
-def _turns(messages: Messages) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in messages]
+def _turns(messages: Messages) -> list[dict[str, Any]]:
+    """The messages as rows; a schema without weights leaves them out, as it is where none is masked."""
+    weights = (int(turn.trained) if turn.role == "assistant" else None for turn in messages)
+    return [
+        {"role": turn.role, "content": turn.content, "weight": weight}
+        for turn, weight in zip(messages, weights, strict=True)
+    ]

@@ -22,7 +22,8 @@ class Index:
     """What became of one chunk.
 
     lengths: bytes of each record; reasons: why a screen drops it, or None.
-    dropped: rows, and parts of rows, that became no record, by reason; bad: the first errors of rows that do not fit.
+    dropped: rows, and parts of rows, that became no record, by reason; bad: the first errors of rows that do not fit,
+    bad_kinds: all of these by what is wrong.
     noted: what parsers counted without dropping it. kinds: what its records are, of `KINDS`.
     """
 
@@ -31,6 +32,7 @@ class Index:
     reasons: list[str | None] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
+    bad_kinds: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
     kinds: list[str] = field(default_factory=list)
 
@@ -66,7 +68,7 @@ def index(folder: Path, source: int, chunk: int) -> Index:
 
 def encode(record: Record) -> bytes:
     paths = record.branches if isinstance(record, Preference) else (record.messages,)
-    turns = [[[turn.role, turn.content] for turn in path] for path in paths]
+    turns = [[[turn.role, turn.content, *([] if turn.trained else [False])] for turn in path] for path in paths]
     kind = "preference" if isinstance(record, Preference) else "conversation"
     scores = record.scores if isinstance(record, Preference) else ()
     return json.dumps([kind, record.where, record.dataset, record.id, turns, scores], ensure_ascii=False).encode()
@@ -74,7 +76,7 @@ def encode(record: Record) -> bytes:
 
 def decode(text: bytes) -> Record:
     kind, where, dataset, name, turns, scores = json.loads(text)
-    paths: list[Messages] = [tuple(Message(role, content) for role, content in path) for path in turns]
+    paths: list[Messages] = [tuple(Message(*turn) for turn in path) for path in turns]
     if kind == "preference":
         return Preference(tuple(paths), where, name, dataset, tuple(scores))
     return Conversation(paths[0], where, name, dataset)

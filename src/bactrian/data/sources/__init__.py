@@ -12,6 +12,7 @@ from typing import Any
 from bactrian.data.records import Conversation, Dropped, Noted, Preference, Record
 from bactrian.data.sources import (
     alpaca,
+    beside,
     dolly,
     fields,
     flan,
@@ -21,6 +22,7 @@ from bactrian.data.sources import (
     oasst,
     open_orca,
     preference,
+    prompt_completion,
     ranking,
     reader,
     science,
@@ -33,7 +35,6 @@ from bactrian.data.sources import (
 from bactrian.data.sources.kinds import (
     HardCoded,
     OpenAssistant,
-    Plain,
     ShareGPT,
     SourceSection,
     Templated,
@@ -41,70 +42,124 @@ from bactrian.data.sources.kinds import (
 )
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import DataError
-from bactrian.recipe import Layout, Source
+from bactrian.recipe import RunLayout, Source
 
-Parser = Callable[[dict[str, Any], str], Iterable[Record | Dropped | Noted]]
+Found = Record | Dropped | Noted
+Parser = Callable[[dict[str, Any], str], Iterable[Found]]
 
 _PARSERS: dict[str, Callable[[dict[str, Any], str], Record]] = {
     "messages": messages.parse,
-    "preference": preference.parse,
-    "hh": hh.parse,
-    "ranking": ranking.parse,
+    "prompt_completion": prompt_completion.parse,
     "alpaca": alpaca.parse,
+    "hh": hh.parse,
+    "preference": preference.parse,
+    "ranking": ranking.parse,
     "dolly": dolly.parse,
     "flan": flan.parse,
     "open_orca": open_orca.parse,
     "science": science.parse,
     "wizardlm": wizardlm.parse,
 }
+# What a row that does not fit its layout is tried as, the likeliest first. ShareGPT's kin includes WizardLM's rows.
+_TRIED: tuple[RunLayout, ...] = (
+    *("messages", "sharegpt", "prompt_completion", "alpaca", "hh", "preference", "ranking"),
+    *("dolly", "flan", "open_orca", "science", "lima", "ultrachat"),
+)
 
 
-def load(source: Source) -> Iterator[Conversation | Preference]:
-    """The records of a source, one per row, in its order. Raises `DataError`."""
+def load(source: Source) -> Iterator[Record]:
+    """The records of a source, in its order; what a layout leaves out of a row is left out. Raises `DataError`."""
+    made = parser(source, None)
     for where, row in reader.read(source):
-        yield parse(source.format, row, where)
+        yield from (found for found in made(row, where) if isinstance(found, Conversation | Preference))
 
 
-def parse(layout: Layout, row: dict[str, Any], where: str) -> Conversation | Preference:
+def parse(layout: RunLayout, row: dict[str, Any], where: str) -> Record:
     """The record in one row; `where` names the row in errors, as `pairs.jsonl:12`. Raises `DataError`."""
-    return _PARSERS[layout](row, where)
+    found = list(_guided(layout, _of_layout(layout))(row, where))
+    record = next((each for each in found if isinstance(each, Conversation | Preference)), None)
+    if record is None:
+        reasons = ", ".join(each.reason for each in found if isinstance(each, Dropped))
+        raise DataError(f"{where}: the row gives no example ({reasons}); repair or remove it", "no_answer")
+    return record
 
 
-def parser(source: SourceSection, tokenizer: Tokenizer | None) -> Parser:
+def parser(source: SourceSection | Source, tokenizer: Tokenizer | None) -> Parser:
     """What makes records of a row of this source, and of its place; a row may give several, or none and why.
 
     The parser raises `DataError` where the row does not fit. `tokenizer`: of layouts that are cut at a length.
     """
+    layout = source.format
     match source:
         case ShareGPT():
             limit = sharegpt.Limit(source.max_tokens, source.keep_last_round) if source.max_tokens else None
-            return partial(sharegpt.parse, html=source.html, limit=limit, tokenizer=tokenizer)
+            settings = {"html": source.html, "limit": limit, "tokenizer": tokenizer, "keep_system": source.keep_system}
+            return _guided(layout, partial(sharegpt.parse, **settings))
         case OpenAssistant():
-            return partial(oasst.parse, paths=source.paths)
+            return _guided(layout, partial(oasst.parse, paths=source.paths))
         case HardCoded():
             names = {"model_name": source.model_name, "developers": source.developers}
-            return lambda row, where: (hard_coded.parse(row, where, names),)
+            return _guided(layout, lambda row, where: (hard_coded.parse(row, where, names),))
         case Templated():
             chosen = templates.read(source.templates)
-            return lambda row, where: (templates.parse(source.format, row, where, chosen),)
+            return _guided(layout, lambda row, where: (templates.parse(source.format, row, where, chosen),))
         case UltraFeedback():
-            return partial(ultrafeedback.parse, source)
-        case Plain(format="lima" | "ultrachat"):
-            return partial(turns.parse, source.format)
-    return lambda row, where: (_PARSERS[source.format](row, where),)
+            return _guided(layout, partial(ultrafeedback.parse, source))
+    return _guided(source.format, _of_layout(source.format))
 
 
-def layout_of(path: Path) -> Layout:
-    """The layout of a file, from the keys of its first row. Raises `DataError` where they fit none."""
+def _of_layout(layout: RunLayout) -> Parser:
+    """The parser of a layout without settings, or with the settings that a run takes."""
+    if layout == "sharegpt":
+        return sharegpt.parse
+    if layout == "lima" or layout == "ultrachat":
+        return partial(turns.parse, layout)
+    return lambda row, where: (_PARSERS[layout](row, where),)
+
+
+def _guided(layout: str, parse: Parser) -> Parser:
+    """A parser of rows with what stands beside their layout, whose refusal names the layout that a row does fit."""
+    whole = beside.around(parse, layout)
+
+    def parsed(row: dict[str, Any], where: str) -> Iterable[Found]:
+        try:
+            return list(whole(row, where))
+        except DataError as error:
+            wrong = error.kind == "missing_key"
+            other = next((name for name in fitting(row) if name != layout), None) if wrong else None
+            if other is None:
+                raise
+            what = str(error).rpartition(";")[0]
+            advice = f'the row fits format = "{other}"; see docs/data.md, or let `bactrian data check` list such rows'
+            raise DataError(f"{what}; {advice}", error.kind) from None
+
+    return parsed
+
+
+def fitting(row: dict[str, Any]) -> Iterator[RunLayout]:
+    """The layouts that a row fits, the likeliest first."""
+    for layout in _TRIED:
+        try:
+            if any(
+                isinstance(each, Conversation | Preference)
+                for each in beside.around(_of_layout(layout), layout)(row, "")
+            ):
+                yield layout
+        except DataError:
+            continue
+
+
+def layout_of(path: Path) -> RunLayout:
+    """The layout of a file, from its first row. Raises `DataError` where it fits none."""
     where, row = next(iter(reader.read(Source(path=str(path), format="messages"))))
     # Pairs first: HuggingFaceH4's have `messages` too, for SFT on the chosen answers.
     if {"chosen", "rejected"} <= row.keys():
         return "hh" if str(row["chosen"]).startswith("\n\nHuman:") else "preference"
     if "messages" in row:
         return "messages"
-    if {"instruction", "output"} <= row.keys():
-        return "alpaca"
+    if (layout := next(fitting(row), None)) is not None:
+        return layout
     raise DataError(
         f"{where}: the row has {fields.shown(', '.join(row))}, which is no layout known here; "
-        f"rows need messages, or chosen and rejected, or instruction and output"
+        f"rows need messages, or chosen and rejected, or instruction and output, or conversations"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from bactrian.data.records import Conversation, Message
 from bactrian.errors import DataError
+from bactrian.files import documents
 from bactrian.recipe import LAYOUTS
 
 
@@ -15,8 +16,9 @@ def required(row: dict[str, Any], key: str, layout: str, where: str) -> Any:
     if value is None:
         found = ", ".join(name for name in row if row[name] is not None) or "nothing"
         raise DataError(
-            f"{where}: no {key!r}, which the layout {layout!r} needs (found: {shown(found, 200)}); "
-            f"repair the row, or set `format` to the file's layout: {', '.join(LAYOUTS)}"
+            f"{where}: no {key!r}, which the layout {layout!r} needs (found: {shown(found, 100)}); "
+            f"repair the row, or set `format` to the file's layout: {', '.join(LAYOUTS)}",
+            "missing_key",
         )
     return value
 
@@ -24,11 +26,11 @@ def required(row: dict[str, Any], key: str, layout: str, where: str) -> Any:
 def text(value: Any, name: str, where: str) -> str:
     """The value, if it is text that a tokenizer can take. Raises `DataError`."""
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name} is {kind(value)}, not text; repair or remove the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: {name} holds half a surrogate pair, which is no character; repair the row") from None
+        raise DataError(f"{where}: {name} is {kind(value)}, not text; repair or remove the row", "wrong_type")
+    if not documents.is_text(value):
+        raise DataError(
+            f"{where}: {name} holds half a surrogate pair, which is no character; repair the row", "half_surrogate"
+        )
     return value
 
 
@@ -52,22 +54,31 @@ def said(row: dict[str, Any], layout: str, where: str) -> list[tuple[str, str]]:
     """Who says what, from `conversations`: a list of `from` and `value`. Raises `DataError`."""
     turns = required(row, "conversations", layout, where)
     if not isinstance(turns, list):
-        raise DataError(f"{where}: conversations is {kind(turns)}, not a list of turns; repair or remove the row")
+        raise DataError(
+            f"{where}: conversations is {kind(turns)}, not a list of turns; repair or remove the row", "wrong_type"
+        )
     found = []
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
             raise DataError(
-                f"{where}: conversations[{index}] is no object with `from` and `value`; repair or remove the row"
+                f"{where}: conversations[{index}] is no object with `from` and `value`; repair or remove the row",
+                "missing_key",
             )
         place = f"conversations[{index}]"
         found.append((text(turn["from"], f"{place}.from", where), text(turn["value"], f"{place}.value", where)))
     return found
 
 
-def name(row: dict[str, Any], *keys: str) -> str:
-    """What a row calls itself under the first of the keys that has text or a number; empty where none has."""
-    values = (row.get(key) for key in keys)
-    return next((str(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool)), "")
+def name(row: dict[str, Any], where: str, *keys: str) -> str:
+    """What a row calls itself under the first of the keys that has text or a number; empty where none has.
+
+    Raises `DataError` where that is no text.
+    """
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return text(str(value), key, where)
+    return ""
 
 
 def number(value: Any, name: str, where: str) -> float:
@@ -77,7 +88,9 @@ def number(value: Any, name: str, where: str) -> float:
     except (ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
-        raise DataError(f"{where}: {name} is {shown(repr(value))}, not a number; repair or remove the row")
+        raise DataError(
+            f"{where}: {name} is {shown(repr(value))}, not a number; repair or remove the row", "wrong_type"
+        )
     return found
 
 

@@ -49,6 +49,9 @@ class ShareGPT(Share):
     keep_last_round: bool = Field(
         default=True, description="false: a last round that begins a part is lost, as it was in Tulu's own conversion"
     )
+    keep_system: bool = Field(
+        default=True, description="false: a chat that begins with a system message is left out, as in Tulu's conversion"
+    )
 
 
 class OpenAssistant(Share):

@@ -26,7 +26,7 @@ def parse(row: dict[str, Any], where: str, paths: Literal["best", "all"]) -> Ite
     if row.get("tree_state", _READY) != _READY:
         yield Dropped("tree_not_ready", where)
         return
-    name = fields.name(row, "message_tree_id")
+    name = fields.name(row, where, "message_tree_id")
     for number, turns in enumerate(_paths(root, (), "prompt", where, paths == "best")):
         if isinstance(turns, str):
             yield Dropped(turns, where)

@@ -15,4 +15,4 @@ def parse(row: dict[str, Any], where: str) -> Conversation:
     keys = ("system_prompt", "question", "response")
     system, question, response = fields.texts(row, keys, "open_orca", where)
     turns = (Message("system", system), Message("user", question), Message("assistant", response))
-    return Conversation(turns, where, fields.name(row, "id"))
+    return Conversation(turns, where, fields.name(row, where, "id"))

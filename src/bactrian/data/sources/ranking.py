@@ -26,5 +26,5 @@ def parse(row: dict[str, Any], where: str) -> Preference:
     if not isinstance(listed, list) or len(listed) != len(branches):
         raise DataError(f"{where}: scores is not a list of {len(branches)} numbers; repair or remove the row")
     given = {f"scores[{index}]": score for index, score in enumerate(listed)}
-    name, dataset = fields.name(row, "id", "prompt_id"), fields.name(row, "dataset")
+    name, dataset = fields.name(row, where, "id", "prompt_id"), fields.name(row, where, "dataset")
     return Preference(branches, where, name, dataset, fields.scores(given, list(given), where))

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bactrian.data.sources import fields, json_file
+from bactrian.data.sources import fields, folder, json_file
 from bactrian.errors import DataError
 from bactrian.recipe import File
 
@@ -47,7 +47,7 @@ def read(source: File) -> Iterator[Row]:
 def chunks(source: File) -> Iterator[Chunk]:
     """The source, cut. Raises `DataError` where it cannot be read on, after what comes before; and if it is empty."""
     empty, left = True, source.limit
-    for chunk in _hub_chunks(source) if source.path.startswith("hf:") else _file_chunks(Path(source.path), left):
+    for chunk in _hub_chunks(source) if source.path.startswith("hf:") else _local_chunks(source):
         rows = len(chunk.rows)
         if left is not None and rows > left:
             kept = chunk.rows[:left] if isinstance(chunk.rows, list) else chunk.rows.slice(0, left)
@@ -65,9 +65,18 @@ def size(source: File) -> int:
     """How large a source is beside others, in megabytes, at least 1; a Hub dataset counts as 100."""
     if source.path.startswith("hf:"):
         return 100
+    return max(1, sum(file.stat().st_size for file in files(source) if file.exists()) // 1_000_000)
+
+
+def files(source: File) -> list[Path]:
+    """The files of a source that lies here, in their order. Raises `DataError` where its split is not all there."""
     path = Path(source.path)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    return max(1, sum(file.stat().st_size for file in files if file.exists()) // 1_000_000)
+    if path.is_dir() and not path.name.endswith(folder.SUFFIXES):
+        return folder.files(path, source.split)
+    if source.split != "train":
+        shown = fields.shown(repr(source.split))
+        raise DataError(f"{path}: split is {shown}, and one file has no splits; leave split out, or name a folder")
+    return [path]
 
 
 def fingerprint(source: File) -> str:
@@ -77,7 +86,7 @@ def fingerprint(source: File) -> str:
     path = Path(source.path)
     digest = hashlib.sha256()
     try:
-        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        for file in files(source):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             with file.open("rb") as stream:
                 while piece := stream.read(1 << 20):
@@ -109,6 +118,14 @@ def _table_rows(chunk: Chunk) -> Iterator[tuple[int, Any]]:
         raise _not_parquet(chunk.where, chunk.first, error) from None
 
 
+def _local_chunks(source: File) -> Iterator[Chunk]:
+    """The files of a source, one after the other: the shards of a data set."""
+    listed = files(source)
+    for index, file in enumerate(listed):
+        for chunk in _file_chunks(file, source.limit):
+            yield chunk._replace(share=(index + chunk.share) / len(listed))
+
+
 def _file_chunks(path: Path, limit: int | None) -> Iterator[Chunk]:
     suffix = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
     if suffix in (".jsonl", ".json", ".jsonl.gz", ".json.gz"):
@@ -117,11 +134,9 @@ def _file_chunks(path: Path, limit: int | None) -> Iterator[Chunk]:
         return _parquet_chunks(path)
     if suffix == ".xlsx":
         return _listed_chunks(path, islice(_sheet_rows(path), limit))
-    if path.is_dir():
-        return _folder_chunks(path)
     raise DataError(
-        f"{path}: the name does not say what the file is; "
-        f"it should end in .jsonl, .json (either may be followed by .gz), .parquet or .xlsx, or be a folder of .parquet"
+        f"{path}: the name does not say what the file is; it should end in .jsonl, .json (either may be followed by "
+        f".gz), .parquet or .xlsx, or be the folder of a data set"
     )
 
 
@@ -166,16 +181,6 @@ def _sheet_rows(path: Path) -> Iterator[tuple[int, Any, float]]:
     for number, row in enumerate(rows[1:], 2):
         if any(value is not None for value in row):
             yield number, dict(zip(columns, row, strict=False)), number / len(rows)
-
-
-def _folder_chunks(folder: Path) -> Iterator[Chunk]:
-    """The Parquet files of a folder, in the order of their names: the shards of a data set."""
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise DataError(f"{folder}: no .parquet file is in this folder; name a file, or the folder of a data set")
-    for index, file in enumerate(files):
-        for chunk in _parquet_chunks(file):
-            yield chunk._replace(share=(index + chunk.share) / len(files))
 
 
 def _parquet_chunks(path: Path) -> Iterator[Chunk]:

@@ -29,6 +29,6 @@ def parse(layout: str, row: dict[str, Any], where: str) -> Iterator[Conversation
     whole = len(texts) // 2 * 2
     if whole:
         turns = tuple(Message(_ROLES[index % 2], text) for index, text in enumerate(texts[:whole]))
-        yield Conversation(turns, where, fields.name(row, "id"))
+        yield Conversation(turns, where, fields.name(row, where, "id"))
     if whole < len(texts) or not texts:
         yield Dropped("turn_without_answer" if texts else "no_turns", where)

@@ -23,4 +23,4 @@ def parse(row: dict[str, Any], where: str) -> Conversation:
             raise DataError(f"{where}: {place} is {what}, out of turn; repair or remove the row")
     if not said or len(said) % 2:
         raise DataError(f"{where}: conversations has {len(said)} turns, no whole number of rounds; repair the row")
-    return Conversation(tuple(Message(_ROLES[who], text) for who, text in said), where, fields.name(row, "idx"))
+    return Conversation(tuple(Message(_ROLES[who], text) for who, text in said), where, fields.name(row, where, "idx"))
