@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from bactrian import verbs
-from bactrian.errors import InputError
+from bactrian.errors import DataError, InputError
 
 QUESTION = "Where does Clara find fish?"
 
@@ -174,3 +174,33 @@ def test_prompts_come_from_all_places(tmp_path: Path):
     tiny.write_rows(tmp_path / "rows.jsonl", [{"question": "?"}])
     with pytest.raises(InputError, match=r"rows\.jsonl:1: a row to answer needs `prompt`"):
         verbs.read_prompts([], tmp_path / "rows.jsonl", raw=False)
+
+
+def test_prompts_of_a_file_are_its_lines_and_nothing_else_parts_them(tmp_path: Path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\u2028still one\r\n\r\ntwo\x85\x0b\x0c\x1c two\n".encode())
+    assert verbs.read_prompts([], path, False) == ["one\u2028still one", "two\x85\x0b\x0c\x1c two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("p.txt", b"good\ncaf\xe9\n", ":2: not UTF-8 text; save the file as UTF-8"),
+        ("p.txt", "good".encode("utf-16"), ": UTF-16 text; save the file as UTF-8"),
+        ("p.jsonl", b'{"prompt": "caf\\ud800"}', ":1: prompt holds half a surrogate pair"),
+        ("p.jsonl", b'{"messages": [{"role": "user", "content": "\\udc00"}]}', ":1: messages[0].content holds half"),
+        ("p.jsonl", b'{"prompt": [{"role": "user", "content": "\\udc00"}]}', ":1: prompt[0].content holds half"),
+        ("none.txt", None, ": cannot be read: No such file"),
+    ],
+)
+def test_prompts_that_are_no_text_are_one_line(tmp_path: Path, name: str, content: bytes | None, expected: str):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        verbs.read_prompts([], tmp_path / name, False)
+    assert str(caught.value).startswith(f"{tmp_path / name}{expected}")
+
+
+def test_an_argument_that_is_no_text_is_one_line(tmp_path: Path):
+    done = tiny.call("generate", "nowhere", "--prompt", "caf\udce9")
+    assert done.code == 2 and "argument 4, 'caf\\udce9', is no UTF-8 text" in done.err and "Traceback" not in done.err

@@ -11,7 +11,7 @@ import numpy as np
 from bactrian import progress
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message
-from bactrian.data.sources import reader
+from bactrian.data.sources import fields, reader
 from bactrian.errors import DataError
 from bactrian.inference.engine import Engine, Settings
 from bactrian.prepare import Prepared
@@ -37,6 +37,10 @@ def read_prompts(settings: Evaluation, chat: Chat, max_positions: int) -> list[P
     for where, row in reader.read(Source(path=settings.prompts, format="messages")):
         if not isinstance(row.get("prompt"), str):
             raise DataError(f"{where}: a held-out prompt needs a `prompt` that is text")
+        fields.text(row["prompt"], "prompt", where)
+        for key, value in row.items():
+            if isinstance(value, bytes):
+                raise DataError(f"{where}: {key} is {fields.kind(value)}, and is kept beside the answer; remove it")
         for rule in settings.rules:
             patterns = row.get(rule.column) if rule.column else []
             if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):

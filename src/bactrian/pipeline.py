@@ -25,7 +25,7 @@ from bactrian.inference.engine import Engine
 from bactrian.model import hf_config, llama, lora, weights
 from bactrian.model import mesh as meshes
 from bactrian.model.llama import Dtype
-from bactrian.prepare import Parts, Prepared, check_positions, prepare
+from bactrian.prepare import Parts, Prepared, check_positions, prepare, refuse_faults
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run
 from bactrian.stage import Computation, Heldout, Training, adapters_of, logprobs
@@ -111,6 +111,8 @@ class Pipeline:
             name: prepare(name, stage, base.chat(recipe.model.chat, stage.learn), recipe.seed, cache_root(), parts)
             for name, stage in recipe.stages().items()
         }
+        for name, stage in prepared.items():
+            refuse_faults(stage, base.chat(recipe.model.chat, recipe.stages()[name].learn))
         _refuse_unlearnt_tokens(base, next(iter(recipe.stages().items())))
         hosts.wait("the data is ready")
         account = {"weights": _fingerprint(base.path, hosts), "prompts": evidence.fingerprint(prompts)}

@@ -15,6 +15,7 @@ from bactrian.errors import DataError, RecipeError
 from bactrian.recipe import SFT, PublishedLayout, RunLayout, Stage, StageName
 
 _HELDOUT_UPDATE = 64  # held-out examples packed together
+_LOOKED_AT = 2000  # examples whose ends and beginnings are read
 _FORMATS: dict[StageName, tuple[RunLayout, ...]] = {
     "sft": ("messages", "alpaca", "sharegpt", "prompt_completion", *get_args(PublishedLayout)),
     "dpo": ("preference", "hh"),
@@ -121,12 +122,8 @@ def check_positions(name: StageName, settings: Stage, model: str, positions: int
         )
 
 
-def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path, parts: Parts = ALONE) -> Prepared:
-    """Tokenize a stage's data, or find it tokenized, and plan its rows.
-
-    Raises `DataError`, `ChatError`, and `RecipeError` where rows cannot be shared out in equal parts.
-    """
-    check_places(name, settings, parts.places)
+def check_formats(name: StageName, settings: Stage) -> None:
+    """Raise `DataError` where a stage cannot learn from rows laid out as a source's are."""
     for source in (*settings.data, *settings.heldout):
         if source.format not in _FORMATS[name]:
             *others, last = _FORMATS[name]
@@ -135,8 +132,63 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
             raise DataError(
                 f"{source.path}: {name} cannot learn from format {source.format!r}; it takes {wanted}{advice}"
             )
+
+
+class Fault(NamedTuple):
+    """Something of which a model would learn the wrong thing: its name for machines, and in words."""
+
+    name: str
+    text: str
+
+
+def faults(corpus: Corpus, chat: Chat) -> list[Fault]:
+    """What is wrong with a stage's examples, of which some are looked at, evenly spread."""
+    found = []
+    if not chat.ends_turn:
+        text = "the chat template ends an assistant's turn in no special token, so that no model learns to stop"
+        found.append(Fault("no_end_of_turn", f'{text}; use chat = "tulu", or repair the template'))
+    looked_at = np.unique(np.linspace(0, len(corpus) - 1, min(len(corpus), _LOOKED_AT)).astype(int)).tolist()
+    twice = unended = 0
+    for index in looked_at:
+        example = corpus[index]
+        paths = [example.branch(b) for b in range(len(example.starts))] or [(example.tokens, example.learn)]
+        bos = chat.tokenizer.bos_id
+        twice += any(len(tokens) > 1 and bos is not None and (tokens[:2] == bos).all() for tokens, _ in paths)
+        unended += any(not _ends(tokens[learn], chat) for tokens, learn in paths)
+    if twice:
+        text = f"{twice:,} of {len(looked_at):,} examples looked at begin with two BOS tokens; one is the tokenizer's"
+        found.append(Fault("double_bos", f"{text} and one the chat template's: take it out of either"))
+    if unended:
+        text = f"{unended:,} of {len(looked_at):,} examples looked at do not end in a learnt token that ends a turn"
+        found.append(Fault("end_not_learnt", f"{text}; look at one with `bactrian data show`"))
+    return found
+
+
+def _ends(learnt: np.ndarray, chat: Chat) -> bool:
+    """Whether what is learnt ends where a turn does: a line end may follow, of which the format makes a next turn."""
+    ends = np.flatnonzero(np.isin(learnt, chat.stop_ids))
+    if not len(learnt) or (len(ends) and ends[-1] == len(learnt) - 1):
+        return True
+    return len(ends) > 0 and not chat.tokenizer.decode(learnt[ends[-1] + 1 :].tolist()).strip()
+
+
+def refuse_faults(prepared: Prepared, chat: Chat) -> None:
+    """Raise `DataError` where a model would learn the wrong thing; `bactrian data check` finds the same."""
+    found = faults(prepared.training.corpus, chat)
+    if found:
+        raise DataError(f"{prepared.name}: {found[0].text}", found[0].name)
+
+
+def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path, parts: Parts = ALONE) -> Prepared:
+    """Tokenize a stage's data, or find it tokenized, and plan its rows.
+
+    Raises `DataError`, `ChatError`, and `RecipeError` where rows cannot be shared out in equal parts.
+    """
+    check_places(name, settings, parts.places)
+    check_formats(name, settings)
     limits = corpora.Limits(settings.max_length, settings.row_length)
-    corpus = corpora.build(settings.data, chat, limits, settings.max_dropped, cache)
+    on_bad_row = settings.on_bad_row
+    corpus = corpora.build(settings.data, chat, limits, settings.max_dropped, cache, on_bad_row=on_bad_row)
     order = mixture.order(len(corpus), settings.batch_size, settings.epochs, seed)
     if not len(order):
         raise DataError(f"{name}: {len(corpus)} examples do not fill a batch of {settings.batch_size}")
@@ -148,7 +200,7 @@ def prepare(name: StageName, settings: Stage, chat: Chat, seed: int, cache: Path
     training = Examples.of(corpus, parts.owning(plan, rows), places)
     if not settings.heldout:
         return Prepared(name, settings, training, None, rows)
-    held = corpora.build(settings.heldout, chat, limits, settings.max_dropped, cache)
+    held = corpora.build(settings.heldout, chat, limits, settings.max_dropped, cache, on_bad_row=on_bad_row)
     groups = np.split(np.arange(len(held)), range(_HELDOUT_UPDATE, len(held), _HELDOUT_UPDATE))
     held_places = held.places()
     # At the length of the training rows, where the examples fit, the score is already compiled.

@@ -13,8 +13,9 @@ from bactrian.assistant import Assistant, ChatFormat
 from bactrian.data import corpus, packing, sources
 from bactrian.data.chat import Chat
 from bactrian.data.records import Conversation, Example, Message, Preference, Role
-from bactrian.data.sources import messages, reader
+from bactrian.data.sources import fields, messages, reader
 from bactrian.errors import DataError, InputError
+from bactrian.files import documents
 from bactrian.inference.engine import Settings
 from bactrian.model import attention, llama
 from bactrian.model.llama import Dtype
@@ -34,10 +35,9 @@ def read_prompts(texts: Sequence[str], file: Path | None, raw: bool) -> list[Pro
         for where, row in reader.read(Source(path=str(file), format="messages")):
             prompts.append(_row_prompt(row, where))
     elif file is not None:
-        try:
-            prompts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: cannot read prompts: {getattr(error, 'strerror', None) or error}") from None
+        # Not splitlines: a prompt may hold the other separators of Unicode.
+        lines = documents.read_text(file).replace("\r\n", "\n").split("\n")
+        prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise InputError("nothing to answer; give --prompt TEXT or --file FILE")
     if raw and not all(isinstance(prompt, str) for prompt in prompts):
@@ -110,7 +110,9 @@ def export(model: str, folder: Path, format: ChatFormat, dtype: Dtype) -> None:
 
 def _row_prompt(row: dict[str, Any], where: str) -> Prompt:
     if isinstance(row.get("prompt"), str):
-        return row["prompt"]
+        return fields.text(row["prompt"], "prompt", where)
+    if isinstance(row.get("prompt"), list):
+        return messages.parse_list(row["prompt"], "prompt", where)
     if "messages" in row:
         return messages.parse_list(row["messages"], "messages", where)
     raise DataError(f"{where}: a row to answer needs `prompt` (text) or `messages`")

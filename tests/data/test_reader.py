@@ -193,6 +193,91 @@ def test_the_hub_s_refusals_say_what_to_do(monkeypatch: pytest.MonkeyPatch):
         assert str(error)[:20] in message
 
 
+# What is no JSON of one row a line
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+def test_rows_of_a_one_line_array_are_named_by_their_index(tmp_path: Path, name: str):
+    path = write(tmp_path / name, json.dumps([CHAT, CHAT, {"messages": 5}]))
+    assert refusal(path).startswith("[2]: messages is a number")
+    path = write(tmp_path / name, json.dumps([CHAT, CHAT]))
+    assert [record.where for record in load(path)] == [f"{path}[0]", f"{path}[1]"]
+    path = write(tmp_path / name, f"[{json.dumps(CHAT)},\n{json.dumps(CHAT)}, {json.dumps(CHAT)}]")
+    assert [record.where for record in load(path)] == [f"{path}[0]", f"{path}:2", f"{path}[2]"]
+    assert [reader.index_of(where) for where in (f"{path}[2]", f"{path}:2")] == [2, 1]
+
+
+@pytest.mark.parametrize("piece", [3, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_values_over_many_lines_are_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, indent: int | None
+):
+    rows = [{"messages": turns(USER, Message("assistant", text))} for text in ("a", "}\n{", "\u2028")]
+    text = "\n".join(json.dumps(row, indent=indent, ensure_ascii=False) for row in rows)
+    monkeypatch.setattr(json_file, "_PIECE", piece)
+    path = write(tmp_path / "a.json", text)
+    records = load(path)
+    assert [turns(*r.messages) for r in records if isinstance(r, Conversation)] == [row["messages"] for row in rows]
+    starts = [i for i, line in enumerate(text.split("\n"), 1) if line.startswith("{")]
+    assert [record.where for record in records] == [f"{path}:{line}" for line in starts]
+    write(path, text + "\n{")
+    assert ": not JSON: " in refusal(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz"])
+def test_another_encoding_is_named(tmp_path: Path, name: str, encoding: str):
+    for text in (jsonl([CHAT]), json.dumps([CHAT])):
+        message = refusal(write(tmp_path / name, text.encode(encoding)))
+        assert message == f": {'UTF-32' if encoding == 'utf-32' else 'UTF-16'} text; save the file as UTF-8"
+
+
+def test_numbers_and_days_of_parquet_are_json_s(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import datetime
+    from decimal import Decimal
+
+    from pyarrow import parquet
+
+    columns = {
+        "decimal": pyarrow.array([Decimal("9.50")], pyarrow.decimal128(5, 2)),
+        "whole": pyarrow.array([Decimal("9")], pyarrow.decimal128(5, 0)),
+        "half": pyarrow.array([1.5], pyarrow.float32()).cast(pyarrow.float16()),
+        "day": pyarrow.array([datetime.date(2024, 2, 29)]),
+        "text": pyarrow.array(["é".encode()], pyarrow.binary()),
+        "bytes": pyarrow.array([b"\xff"], pyarrow.binary()),
+        "inside": pyarrow.array(
+            [[{"score": Decimal("0.5")}]], pyarrow.list_(pyarrow.struct({"score": pyarrow.decimal128(3, 1)}))
+        ),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    [(_, row)] = reader.read(File(path=str(tmp_path / "a.parquet")))
+    assert row == {
+        **{"decimal": 9.5, "whole": 9, "half": 1.5, "day": "2024-02-29", "text": "é", "bytes": b"\xff"},
+        "inside": [{"score": 0.5}],
+    }
+    json.dumps({key: value for key, value in row.items() if key != "bytes"})
+
+
+def test_decimal_scores_and_bytes_of_pairs(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from decimal import Decimal
+
+    from pyarrow import parquet
+
+    pair = {"prompt": ["Hi"], "chosen": ["a"], "rejected": ["b"]}
+    scores = pyarrow.array([Decimal("9.50")], pyarrow.decimal128(5, 2))
+    parquet.write_table(
+        pyarrow.table({**pair, "score_chosen": scores, "score_rejected": scores}), tmp_path / "a.parquet"
+    )
+    [record] = load(tmp_path / "a.parquet", "preference")
+    assert isinstance(record, Preference) and record.scores == (9.5, 9.5)
+    parquet.write_table(pyarrow.table({**pair, "chosen": pyarrow.array([b"\xff"])}), tmp_path / "b.parquet")
+    assert refusal(tmp_path / "b.parquet", "preference").startswith(
+        ":1: chosen is bytes that are no UTF-8 text, not a list"
+    )
+
+
 # In pieces
 
 

@@ -12,6 +12,7 @@ from bactrian import interrupts, process, progress
 from bactrian.cli.evaluate import evaluate_app
 from bactrian.cli.plan import plan
 from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
+from bactrian.files import documents
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -318,7 +319,7 @@ def data_stats(
     from bactrian.look import stats
 
     opened = pipeline.open_stage(recipes.load(recipe, overrides or []), stage)
-    measured = stats.measure(opened.settings.data, opened.chat, cache_root())
+    measured = stats.measure(opened.settings.data, opened.chat, cache_root(), opened.settings.on_bad_row)
     summary = stats.summarize(measured, opened.settings.data)
     if as_json:
         progress.show_json(summary)
@@ -356,7 +357,15 @@ def main() -> None:
     """The `bactrian` command: ours, and what the machine refuses, goes wrong in one line; a bug keeps its traceback."""
     if sys.stdout is sys.__stdout__:  # this process is the command's own
         process.prepare()
-    sys.exit(_told(_told(0, lambda: app(prog_name="bactrian")), lambda: sys.stdout.flush()))
+    sys.exit(_told(_told(0, _invoke), lambda: sys.stdout.flush()))
+
+
+def _invoke() -> None:
+    """Do what was typed. Raises `InputError` where that is no text: it would be stored, and cannot be encoded."""
+    for number, argument in enumerate(sys.argv[1:], 1):
+        if not documents.is_text(argument):
+            raise InputError(f"argument {number}, {argument!r}, is no UTF-8 text; write it, or name the file, in UTF-8")
+    app(prog_name="bactrian")
 
 
 def _told(code: int, call: Callable[[], None]) -> int:

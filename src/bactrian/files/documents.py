@@ -4,6 +4,7 @@ Read: at most `LARGEST` bytes, UTF-8 with or without a byte-order mark, nested a
 Infinity, no half of a surrogate pair. Written: valid JSON (RFC 8259), so a number that is not finite becomes null.
 """
 
+import codecs
 import json
 import math
 import tomllib
@@ -26,7 +27,7 @@ def parse_json(
 ) -> Any:
     """The value of a JSON text; `where` names it. Not-finite numbers are refused unless `nan`. Raises `kind`."""
     try:
-        decoded = text if isinstance(text, str) else text.decode("utf-8-sig")
+        decoded = text if isinstance(text, str) else _decoded(text)
         value = json.loads(decoded) if nan else json.loads(decoded, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise kind(f"{where}: not JSON: {_reason(error)}; {advice}") from None
@@ -70,6 +71,26 @@ def dumps(value: Any, indent: int | None = None, ascii_only: bool = False) -> st
     return text
 
 
+def encoding_of(head: bytes) -> str | None:
+    """The encoding that a file's first bytes show, where it is not UTF-8: what editors call Unicode is UTF-16."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    wide = len(head) > 1 and (head[0] == 0) != (head[1] == 0)  # no text begins with NUL
+    return "UTF-16" if wide or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+
+
+def read_text(path: Path, kind: type[InputError] = DataError) -> str:
+    """The text in a file, UTF-8 with or without a byte-order mark, its line ends as they are. Raises `kind`."""
+    data = _read(path, kind, "check the path")
+    if (encoding := encoding_of(data[:4])) is not None:
+        raise kind(f"{path}: {encoding} text; save the file as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise kind(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
 def fault_of(value: Any, depth: int = 0) -> str | None:
     """What keeps a value read from a document from being used: nested too deep, or text that is no Unicode."""
     if depth > DEEPEST:
@@ -103,6 +124,12 @@ def _read(path: Path, kind: type[InputError], advice: str) -> bytes:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _decoded(text: bytes) -> str:
+    if (encoding := encoding_of(text[:4])) is not None:
+        raise ValueError(f"{encoding} text, where UTF-8 is read")
+    return text.decode("utf-8-sig")
 
 
 def _reason(error: Exception) -> str:

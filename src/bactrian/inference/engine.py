@@ -178,7 +178,7 @@ class Engine:
         if length + settings.max_tokens > limit:
             raise InputError(
                 f"prompt {index} has {length} tokens and may be answered with {settings.max_tokens}, but the model has "
-                f"{limit} positions: shorten the prompt or lower max_tokens"
+                f"{limit} positions: shorten the prompt or lower max_tokens (--max-tokens)"
             )
         return tokens
 

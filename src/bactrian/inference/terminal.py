@@ -170,9 +170,14 @@ def _prompt_that_fits(state: _Chat, turn: Turn) -> tuple[list[Turn], Ids]:
                     f"{dropped // 2} of {len(state.turns) // 2} exchanges"
                 )
             return turns, ids
+    if room <= 0:
+        raise InputError(
+            f"{state.max_positions} positions leave no room for a prompt beside {state.settings.max_tokens} tokens of "
+            f"answer: lower max_tokens (--max-tokens)"
+        )
     raise InputError(
         f"the message makes a prompt of {len(ids)} tokens, but {room} is all that {state.max_positions} positions "
-        f"leave beside {state.settings.max_tokens} tokens of answer: shorten it or lower max_tokens"
+        f"leave beside {state.settings.max_tokens} tokens of answer: shorten it or lower max_tokens (--max-tokens)"
     )
 
 

@@ -12,13 +12,15 @@ import numpy as np
 from bactrian import progress
 from bactrian.assistant import Assistant
 from bactrian.data.chat import Chat
+from bactrian.data.screen import Ledger, listed
 from bactrian.errors import DataError, printable
-from bactrian.look.stats import Measured, measure
-from bactrian.prepare import Prepared, prepare
+from bactrian.look.columns import unread
+from bactrian.look.stats import Measured, measure_all
+from bactrian.prepare import Prepared, check_formats, faults, prepare
 from bactrian.recipe import Stage, StageName
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
-_LOOKED_AT = 2000  # examples whose ends and beginnings are read
+_COLUMNS_SHOWN = 20
 _MUCH = 0.05  # a share of rows too long that is worth a warning
 _POOR_FILL = 0.8
 
@@ -52,12 +54,23 @@ class Report:
 
 def check(name: StageName, settings: Stage, base: Assistant, chat: Chat, seed: int, cache: Path) -> Report:
     """Read all of a stage's data and plan its rows. Raises `InputError`s for data that cannot be read at all."""
-    measured = measure(settings.data, chat, cache)
-    findings = [*_of_the_chat(chat), *_of_the_tokens(measured, chat)]
+    measured = measure_all(settings.data, chat, cache)
+    held = [measure_all(settings.heldout, chat, cache)] if settings.heldout else []
+    bad = Ledger()
+    for entry in (entry for each in (measured, *held) for entry in each.corpus.ledger["sources"]):
+        bad.add(Ledger.of(entry))
+    findings = [Finding("error", *fault) for fault in faults(measured.corpus, chat)]
+    findings += [*_of_bad_rows(bad, settings), *_of_drops(measured)]
     too_long = {str(length): _share(measured.paths > length) for length in sorted({*_LENGTHS, settings.max_length})}
     findings += _of_lengths(settings, base, too_long[str(settings.max_length)])
+    columns = unread((*settings.data, *settings.heldout))
+    findings += _of_columns(columns)
     numbers: dict[str, Any] = {"rows": len(measured.places), "dropped": _dropped(measured), "too_long": too_long}
+    numbers |= {"bad_rows": {"kinds": bad.bad_kinds, "first": bad.bad_rows}, "unread_columns": columns}
     try:
+        check_formats(name, settings)
+        if bad.bad_rows and settings.on_bad_row == "stop":
+            return Report(name, findings, numbers)
         prepared = prepare(name, settings, chat, seed, cache)
     except DataError as error:
         findings.append(Finding("error", "cannot_train", str(error)))
@@ -67,36 +80,36 @@ def check(name: StageName, settings: Stage, base: Assistant, chat: Chat, seed: i
     return Report(name, findings, numbers)
 
 
-def _of_the_chat(chat: Chat) -> list[Finding]:
-    if chat.ends_turn:
+def _of_bad_rows(bad: Ledger, settings: Stage) -> list[Finding]:
+    count = sum(bad.bad_kinds.values())
+    if not count:
         return []
-    text = "the chat template ends an assistant's turn in no special token, so that no model learns to stop"
-    return [Finding("error", "no_end_of_turn", f'{text}; use chat = "tulu", or repair the template')]
+    what = f"{count:,} of {bad.read:,} rows do not fit: {listed(bad.bad_kinds)}"
+    if settings.on_bad_row == "drop":
+        return [Finding("warning", "bad_rows", f"{what}; they are dropped, under max_dropped")]
+    return [Finding("error", "bad_rows", f'{what}; repair them, or drop them with on_bad_row = "drop"')]
 
 
-def _of_the_tokens(measured: Measured, chat: Chat) -> list[Finding]:
-    """Beginnings and ends of some examples, evenly spread."""
-    corpus = measured.corpus
-    looked_at = np.unique(np.linspace(0, len(corpus) - 1, min(len(corpus), _LOOKED_AT)).astype(int)).tolist()
-    twice = unended = 0
-    for index in looked_at:
-        example = corpus[index]
-        paths = [example.branch(b) for b in range(len(example.starts))] or [(example.tokens, example.learn)]
-        bos = chat.tokenizer.bos_id
-        twice += any(len(tokens) > 1 and bos is not None and (tokens[:2] == bos).all() for tokens, _ in paths)
-        unended += any(learn.any() and tokens[learn][-1] not in chat.stop_ids for tokens, learn in paths)
+def _of_drops(measured: Measured) -> list[Finding]:
     findings = []
-    if twice:
-        text = f"{twice:,} of {len(looked_at):,} examples looked at begin with two BOS tokens; one is the tokenizer's"
-        findings.append(Finding("error", "double_bos", f"{text} and one the chat template's: take it out of either"))
-    if unended:
-        text = f"{unended:,} of {len(looked_at):,} examples looked at do not end in a learnt token that ends a turn"
-        findings.append(Finding("error", "end_not_learnt", f"{text}; look at one with `bactrian data show`"))
-    for reason in ("nothing_to_learn", "empty_answer", "identical_answers"):
-        count = _dropped(measured).get(reason, 0)
-        if count:
+    for reason, count in sorted(_dropped(measured).items()):
+        if reason != "bad_row":
             findings.append(Finding("warning", reason, f"{count:,} rows are dropped: {reason.replace('_', ' ')}"))
+    noted: dict[str, int] = {}
+    for entry in measured.corpus.ledger["sources"]:
+        for what, count in entry.get("noted", {}).items():
+            noted[what] = noted.get(what, 0) + count
+    if noted:
+        findings.append(Finding("note", "noted", f"counted in the ledger: {listed(noted)}".replace("_", " ")))
     return findings
+
+
+def _of_columns(columns: dict[str, int]) -> list[Finding]:
+    if not columns:
+        return []
+    shown = ", ".join(f"{column} ({count:,} rows)" for column, count in list(columns.items())[:_COLUMNS_SHOWN])
+    more = "" if len(columns) <= _COLUMNS_SHOWN else f" and {len(columns) - _COLUMNS_SHOWN} more"
+    return [Finding("note", "unread_columns", f"columns that are not read: {shown}{more}")]
 
 
 def _of_lengths(settings: Stage, base: Assistant, share: float) -> list[Finding]:
@@ -152,7 +165,7 @@ def _dropped(measured: Measured) -> dict[str, int]:
 
 
 def _share(flags: np.ndarray) -> float:
-    return round(float(flags.mean()), 6)
+    return round(float(flags.mean()), 6) if len(flags) else 0.0
 
 
 def show(report: Report) -> None:
@@ -172,5 +185,10 @@ def show(report: Report) -> None:
     for level, _, text in sorted(report.findings, key=lambda finding: list(colours).index(finding.level)):
         console.print(level, style=colours[level], end="")
         console.print(f": {printable(text)}")
+    first = numbers["bad_rows"]["first"]
+    for row in first:
+        console.print(f"  {row}")
+    if len(first) < (count := sum(numbers["bad_rows"]["kinds"].values())):
+        console.print(f"  … and {count - len(first):,} more")
     if not report.findings:
         console.print("nothing found that would go wrong")

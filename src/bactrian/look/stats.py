@@ -20,7 +20,7 @@ from bactrian.data.chat import Chat
 from bactrian.data.corpus import Corpus, Limits
 from bactrian.data.records import Conversation
 from bactrian.files.atomic import replacing, writing
-from bactrian.recipe import Source
+from bactrian.recipe import OnBadRow, Source
 
 _WITHOUT = 2**31 - 1  # a length that nothing has
 _PERCENTILES = (25, 50, 75, 95)
@@ -47,9 +47,18 @@ class Measured:
         return [(Path(e["path"]).name, slice(*ends[n : n + 2])) for n, e in enumerate(entries)]
 
 
-def measure(data: Sequence[Source], chat: Chat, cache: Path) -> Measured:
+def measure(data: Sequence[Source], chat: Chat, cache: Path, on_bad_row: OnBadRow = "stop") -> Measured:
     """Tokenize a stage's data without limits, or find it tokenized. Raises `DataError` and `ChatError`."""
-    corpus = corpora.build(data, chat, Limits(_WITHOUT, _WITHOUT), 1.0, cache)
+    return of(corpora.build(data, chat, Limits(_WITHOUT, _WITHOUT), 1.0, cache, on_bad_row=on_bad_row))
+
+
+def measure_all(data: Sequence[Source], chat: Chat, cache: Path) -> Measured:
+    """As `measure`, with rows that do not fit left to the ledger, though none be left. Raises `DataError`."""
+    return of(corpora.made(data, chat, Limits(_WITHOUT, _WITHOUT), cache, on_bad_row="drop"))
+
+
+def of(corpus: Corpus) -> Measured:
+    """The measures of a corpus."""
     lengths, starts = corpus.lengths, corpus.starts.astype(np.int64)
     ends = np.concatenate([starts[:, 1:], lengths[:, None]], axis=1) if starts.shape[1] else starts
     own = ends - starts
@@ -62,7 +71,7 @@ def summarize(measured: Measured, data: Sequence[Source]) -> dict[str, Any]:
 
     Tokens are places of a row: what training computes for one example.
     """
-    turns = [_turns(source) for source in data]
+    turns = [_turns(source, measured) for source in data]
     entries = []
     for (name, part), counted, entry in zip(measured.parts, turns, measured.corpus.ledger["sources"], strict=True):
         entries.append({"name": name, "dropped": entry["dropped"], **_describe(measured, part, counted)})
@@ -98,11 +107,12 @@ def length_bias(own: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _turns(source: Source) -> np.ndarray:
+def _turns(source: Source, measured: Measured) -> np.ndarray:
     """Turns of each record with something to learn, int64 [n]; a system message is none, and of branches the first's
     count."""
     counts = []
-    for record in sources.load(source):
+    drop = any(entry["path"] == source.path and "bad_rows" in entry for entry in measured.corpus.ledger["sources"])
+    for record in sources.load(source, "drop" if drop else "stop"):
         if screen.unusable(record) is None:
             messages = record.messages if isinstance(record, Conversation) else record.branches[0]
             counts.append(sum(message.role != "system" for message in messages))

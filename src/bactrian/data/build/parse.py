@@ -82,7 +82,7 @@ def _records(
         except DataError as error:
             yield error
             continue
-        number = int(where.rpartition(":")[2]) - 1
+        number = reader.index_of(where)
         yield from (each for each in found if isinstance(each, Noted))
         found = [each for each in found if not isinstance(each, Noted)]
         for part, each in enumerate(found):

@@ -42,7 +42,7 @@ from bactrian.data.sources.kinds import (
 )
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import DataError
-from bactrian.recipe import RunLayout, Source
+from bactrian.recipe import OnBadRow, RunLayout, Source
 
 Found = Record | Dropped | Noted
 Parser = Callable[[dict[str, Any], str], Iterable[Found]]
@@ -67,11 +67,19 @@ _TRIED: tuple[RunLayout, ...] = (
 )
 
 
-def load(source: Source) -> Iterator[Record]:
+def load(source: Source, on_bad_row: OnBadRow = "stop") -> Iterator[Record]:
     """The records of a source, in its order; what a layout leaves out of a row is left out. Raises `DataError`."""
     made = parser(source, None)
-    for where, row in reader.read(source):
-        yield from (found for found in made(row, where) if isinstance(found, Conversation | Preference))
+    for where, row in (each for chunk in reader.chunks(source) for each in reader.decode(chunk)):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            found = list(made(row, where))
+        except DataError:
+            if on_bad_row == "stop":
+                raise
+            continue
+        yield from (each for each in found if isinstance(each, Conversation | Preference))
 
 
 def parse(layout: RunLayout, row: dict[str, Any], where: str) -> Record:

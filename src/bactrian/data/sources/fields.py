@@ -105,6 +105,8 @@ def scores(row: dict[str, Any], keys: Sequence[str], where: str) -> tuple[float,
 def kind(value: Any) -> str:
     """What a value is, in JSON's words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    if isinstance(value, bytes):
+        return "bytes that are no UTF-8 text"
     return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
 

@@ -1,6 +1,7 @@
-"""JSON files, gzipped or not, read as they stream by: a value per line, or one array of values.
+"""JSON files, gzipped or not, read as they stream by: a value per line, one array of values, or values over many lines.
 
-Lines come out as bytes, to be decoded elsewhere; an array's values must be decoded to know where they end.
+Lines come out as bytes, to be decoded elsewhere; other values must be decoded to know where they end. A row is named by
+the line on which it begins; those that begin on the line of another, or of the bracket, by their index in the array.
 """
 
 import codecs
@@ -15,13 +16,15 @@ from typing import Any, BinaryIO, cast
 
 from bactrian.data.sources import fields
 from bactrian.errors import DataError
+from bactrian.files import documents
 
 _PIECE = 1 << 20  # bytes read at once
+_FIRST_LINE = 16 << 20  # bytes looked at to tell how the values lie
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read(path: Path) -> Iterator[tuple[int, Any, float]]:
-    """Rows in order: the line each begins on, its bytes (of a line) or value (of an array), and the share read so far.
+def read(path: Path) -> Iterator[tuple[str, Any, float]]:
+    """Rows in order: its place (`:12`, a line, or `[11]`, an index), bytes (of a line) or value, and the share read.
 
     Raises `DataError` where the file cannot be read on.
     """
@@ -29,12 +32,34 @@ def read(path: Path) -> Iterator[tuple[int, Any, float]]:
         size = max(path.stat().st_size, 1)
         text = _Pieces(path, stream)
         begin = b""
-        while not begin.removeprefix(codecs.BOM_UTF8).strip() and (piece := text.read()):
+        while len(begin) < _FIRST_LINE and (piece := text.read()):
             begin += piece
+            first = begin.removeprefix(codecs.BOM_UTF8).lstrip()
+            if b"\n" in first or first.startswith(b"["):
+                break
+        if (encoding := documents.encoding_of(begin[:4])) is not None:
+            raise DataError(f"{path}: {encoding} text; save the file as UTF-8")
         text.give_back(begin)
-        array = begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-        for number, row in _array(path, text) if array else _lines(text):
-            yield number, row, raw.tell() / size
+        first = begin.removeprefix(codecs.BOM_UTF8).lstrip()
+        if first.startswith(b"["):
+            rows: Iterator[tuple[str, Any]] = _array(path, text)
+        elif len(begin) < _FIRST_LINE and _is_unfinished(first.partition(b"\n")[0]):
+            rows = _values(path, text)
+        else:
+            rows = ((f":{number}", line) for number, line in _lines(text))
+        for place, row in rows:
+            yield place, row, raw.tell() / size
+
+
+def _is_unfinished(line: bytes) -> bool:
+    """Whether a line begins an object that goes on below it, as in a file printed for people."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return line.lstrip().startswith(b"{") and not error.doc[error.pos :].strip()
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def decode(where: str, line: bytes) -> Any:
@@ -53,7 +78,7 @@ def not_json(where: str, error: Exception, column: int = 0) -> DataError:
         what = f"{error.msg} at column {error.colno + column}"
     else:
         what = "nested too deep" if isinstance(error, RecursionError) else fields.shown(str(error), 200)
-    return DataError(f"{where}: not JSON: {what}; fix or remove the line")
+    return DataError(f"{where}: not JSON: {what}; fix or remove the line", "not_json")
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
@@ -61,7 +86,7 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _not_utf8(where: str, byte: int) -> DataError:
-    return DataError(f"{where}: not UTF-8 text (byte {byte}); save the file as UTF-8")
+    return DataError(f"{where}: not UTF-8 text (byte {byte}); save the file as UTF-8", "not_utf8")
 
 
 @contextmanager
@@ -174,15 +199,31 @@ class _Window:
         return not_json(place, error, self.column if error.lineno == 1 else 0)
 
 
-def _array(path: Path, pieces: _Pieces) -> Iterator[tuple[int, Any]]:
+def _values(path: Path, pieces: _Pieces) -> Iterator[tuple[str, Any]]:
+    """Values one after the other, each over as many lines as it likes."""
     window = _Window(path, pieces)
-    place = window.after_space(window.after_space(0) + 1)
+    place = window.after_space(0)
+    while place < len(window.text):
+        if place > _PIECE // 2:
+            place = window.forget(place)
+        line = window.line_at(place)
+        value, end = _value(window, place)
+        yield f":{line}", value
+        place = window.after_space(end)
+
+
+def _array(path: Path, pieces: _Pieces) -> Iterator[tuple[str, Any]]:
+    window = _Window(path, pieces)
+    bracket = window.after_space(0)
+    before, index = window.line_at(bracket), 0
+    place = window.after_space(bracket + 1)
     while not window.text.startswith("]", place):
         if place > _PIECE // 2:  # not for every row: what stays is copied
             place = window.forget(place)
         line = window.line_at(place)
         value, end = _value(window, place)
-        yield line, value
+        yield f":{line}" if line > before else f"[{index}]", value
+        before, index = line, index + 1
         place = window.after_space(end)
         if window.text.startswith(",", place):
             place = window.after_space(place + 1)

@@ -1,13 +1,17 @@
 """The rows of a data file or Hub dataset, one at a time, each with its place (`pairs.jsonl:12`).
 
-A place counts lines in JSON files (a row of an array has the line on which it begins) and rows elsewhere, from 1. What
-cannot be read is a `DataError` of one line. `chunks` cuts a source so that many processes can share the work; the cuts
+A place counts lines in JSON files and rows elsewhere, from 1; a row of an array that does not begin a line is named by
+its index, from 0 (`pairs.json[11]`). Numbers and dates of other kinds than JSON's are made such. What cannot be read is
+a `DataError` of one line. `chunks` cuts a source so that many processes can share the work; the cuts
 are a function of the source alone.
 """
 
+import datetime
 import hashlib
+import re
 import zipfile
 from collections.abc import Iterator
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +22,7 @@ from bactrian.recipe import File
 
 _CHUNK_BYTES = 4 << 20  # of lines
 _CHUNK_ROWS = 1000  # of anything else
+_ODD = re.compile(r"decimal|halffloat|binary|date|time|duration")  # types of columns that JSON does not have
 
 Row = tuple[str, dict[str, Any]]
 
@@ -25,7 +30,7 @@ Row = tuple[str, dict[str, Any]]
 class Chunk(NamedTuple):
     """Neighbouring rows of a source, as they lie in its file.
 
-    rows: numbered lines as bytes, numbered values, or an Arrow table whose first row has the number `first`.
+    rows: lines as bytes, or values, each with its place, or an Arrow table whose first row has the number `first`.
     share: how much of the source has been read with this chunk, from 0 to 1.
     """
 
@@ -99,7 +104,7 @@ def fingerprint(source: File) -> str:
 def decode(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
     """The rows of a chunk, each with its place; what is no row is the error that says so."""
     for number, row in chunk.rows if isinstance(chunk.rows, list) else _table_rows(chunk):
-        where = f"{chunk.where}:{number}"
+        where = f"{chunk.where}{number}"
         try:
             value = json_file.decode(where, row) if isinstance(row, bytes) else row
         except DataError as error:
@@ -108,12 +113,48 @@ def decode(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
         if isinstance(value, dict):
             yield where, value
         else:
-            yield where, DataError(f"{where}: the row is {fields.kind(value)}, not a JSON object; repair or remove it")
+            what = f"{where}: the row is {fields.kind(value)}, not a JSON object; repair or remove it"
+            yield where, DataError(what, "wrong_type")
 
 
-def _table_rows(chunk: Chunk) -> Iterator[tuple[int, Any]]:
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers are numbers, days and times their ISO text, bytes the text that they are.
+
+    Bytes that are no text stay what they are, for whoever reads them to refuse by the column's name.
+    """
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if type(value).__module__ == "numpy":  # a float16
+        return value.item()
+    return value
+
+
+def index_of(where: str) -> int:
+    """The number of a row in its file, from 0: of its place `a.jsonl:12`, which counts from 1, or `a.json[11]`."""
+    at = re.search(r"\[(\d+)\]$|:(\d+)$", where)
+    assert at is not None, where
+    return int(at[1]) if at[1] else int(at[2]) - 1
+
+
+def _table_rows(chunk: Chunk) -> Iterator[tuple[str, Any]]:
     try:
-        yield from enumerate(chunk.rows.to_pylist(), chunk.first)
+        rows = chunk.rows.to_pylist()
+        if _ODD.search(str(chunk.rows.schema)):
+            rows = [plain(row) for row in rows]
+        yield from ((f":{number}", row) for number, row in enumerate(rows, chunk.first))
     except UnicodeDecodeError as error:
         raise _not_parquet(chunk.where, chunk.first, error) from None
 
@@ -140,29 +181,29 @@ def _file_chunks(path: Path, limit: int | None) -> Iterator[Chunk]:
     )
 
 
-def _listed_chunks(path: Path, rows: Iterator[tuple[int, Any, float]]) -> Iterator[Chunk]:
-    listed: list[tuple[int, Any]] = []
+def _listed_chunks(path: Path, rows: Iterator[tuple[str, Any, float]]) -> Iterator[Chunk]:
+    listed: list[tuple[str, Any]] = []
     size, share, broken = 0, 0.0, None
     while broken is None:
         try:
-            number, row, share = next(rows)
+            place, row, share = next(rows)
         except StopIteration:
             break
         except DataError as error:
             broken = error  # after the rows before it, one of which may be broken too
             break
-        listed.append((number, row))
+        listed.append((place, row))
         size += len(row) if isinstance(row, bytes) else _CHUNK_BYTES // _CHUNK_ROWS
         if size >= _CHUNK_BYTES:
-            yield Chunk(str(path), listed, listed[0][0], share)
+            yield Chunk(str(path), listed, 1, share)
             listed, size = [], 0
     if listed:
-        yield Chunk(str(path), listed, listed[0][0], share)
+        yield Chunk(str(path), listed, 1, share)
     if broken is not None:
         raise broken
 
 
-def _sheet_rows(path: Path) -> Iterator[tuple[int, Any, float]]:
+def _sheet_rows(path: Path) -> Iterator[tuple[str, Any, float]]:
     """The rows of a workbook's first sheet, whose first row names the columns."""
     import openpyxl
     from openpyxl.utils.exceptions import InvalidFileException
@@ -180,7 +221,7 @@ def _sheet_rows(path: Path) -> Iterator[tuple[int, Any, float]]:
     columns = [str(name) for name in rows[0]] if rows else []
     for number, row in enumerate(rows[1:], 2):
         if any(value is not None for value in row):
-            yield number, dict(zip(columns, row, strict=False)), number / len(rows)
+            yield f":{number}", plain(dict(zip(columns, row, strict=False))), number / len(rows)
 
 
 def _parquet_chunks(path: Path) -> Iterator[Chunk]:

@@ -37,7 +37,7 @@ class Templates:
 def read(path: str) -> Templates:
     """The templates in a Python file, which is read and never run. Raises `DataError`."""
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        tree = ast.parse(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, SyntaxError) as error:
         why = getattr(error, "strerror", None) or fields.shown(str(error))
         raise DataError(f"{path}: cannot read the templates: {why}; check `templates` in the recipe") from None
