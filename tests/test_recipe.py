@@ -73,7 +73,7 @@ def refusal(file: Path, *overrides: str) -> str:
         ("sft.data.0.path=5", "sft.data.0.path is 5: input should be a valid string"),
         (
             "sft.data.0.format=chat",
-            "sft.data.0.format is 'chat': input should be 'messages', 'preference', 'hh', 'alpaca' or",
+            "sft.data.0.format is 'chat': input should be 'messages', 'preference', 'hh', 'alpaca', 'prompt",
         ),
         ("model.compute_dtype=float16", "model.compute_dtype is 'float16': input should be 'float32' or 'bfloat16'"),
         # Contradictions
@@ -195,3 +195,12 @@ def test_a_recipe_cannot_change(file: Path):
         name = next(iter(type(section).model_fields))
         with pytest.raises(ValueError, match="frozen"):
             setattr(section, name, None)
+
+
+def test_a_link_keeps_the_name_that_says_what_the_file_is(file: Path):
+    blob = file.parent / "blobs" / "0a1b2c"
+    blob.parent.mkdir()
+    blob.write_text("{}\n")
+    (file.parent / "chats.jsonl").symlink_to(blob)
+    sft = recipes.load(file).sft
+    assert sft is not None and sft.data[0].path == str(file.parent.resolve() / "chats.jsonl")

@@ -190,7 +190,7 @@ def test_prompts_of_a_file_are_its_lines_and_nothing_else_parts_them(tmp_path: P
         ("p.jsonl", b'{"prompt": "caf\\ud800"}', ":1: prompt holds half a surrogate pair"),
         ("p.jsonl", b'{"messages": [{"role": "user", "content": "\\udc00"}]}', ":1: messages[0].content holds half"),
         ("p.jsonl", b'{"prompt": [{"role": "user", "content": "\\udc00"}]}', ":1: prompt[0].content holds half"),
-        ("none.txt", None, ": cannot be read: No such file"),
+        ("none.txt", None, ": cannot read prompts: No such file"),
     ],
 )
 def test_prompts_that_are_no_text_are_one_line(tmp_path: Path, name: str, content: bytes | None, expected: str):

@@ -19,10 +19,10 @@ StageName = Literal["sft", "dpo"]
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
 Layout = Literal["messages", "preference", "hh", "alpaca", "prompt_completion", "ranking"]
 PublishedLayout = Literal["dolly", "flan", "lima", "open_orca", "science", "ultrachat", "wizardlm"]
-RunLayout = Layout | PublishedLayout | Literal["sharegpt"]
+RunLayout = Literal[Layout, PublishedLayout, "sharegpt"]
 OnBadRow = Literal["stop", "drop"]
 Matrix = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LAYOUTS: tuple[RunLayout, ...] = (*get_args(Layout), "sharegpt", *get_args(PublishedLayout))
+LAYOUTS: tuple[RunLayout, ...] = get_args(RunLayout)
 
 
 class Model(Section):

@@ -55,7 +55,11 @@ def resolve(section: Any, key: str, folder: Path) -> None:
     value = section.get(key) if isinstance(section, dict) else None
     if isinstance(value, str) and not value.startswith(("hf:", "pypi:")):
         try:
-            section[key] = str((folder / Path(value).expanduser()).resolve())
+            path = folder / Path(value).expanduser()
+            whole = path.resolve()
+            # A link's own name says what the file is: in the Hub's cache what it leads to is a hash.
+            renamed = path.is_file() and whole.suffix != path.suffix
+            section[key] = str(path.parent.resolve() / path.name if renamed else whole)
         except (RuntimeError, ValueError) as error:  # ~nobody/rows.jsonl, or a NUL
             raise RecipeError(f"{key} = {value!r} is not a path: {error}") from None
 

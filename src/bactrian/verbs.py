@@ -36,7 +36,7 @@ def read_prompts(texts: Sequence[str], file: Path | None, raw: bool) -> list[Pro
             prompts.append(_row_prompt(row, where))
     elif file is not None:
         # Not splitlines: a prompt may hold the other separators of Unicode.
-        lines = documents.read_text(file).replace("\r\n", "\n").split("\n")
+        lines = documents.read_text(file, "prompts").replace("\r\n", "\n").split("\n")
         prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise InputError("nothing to answer; give --prompt TEXT or --file FILE")

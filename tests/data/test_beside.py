@@ -32,7 +32,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-CHAT = Chat(TOKENIZERS["never"], "tulu")
+CHAT = Chat(TOKENIZERS["bytes"], "tulu")
 CHATS = {"tulu": CHAT, "model": Chat(replace(CHAT.tokenizer, chat_template=TEMPLATE), "model")}
 LIMITS = corpora.Limits(256, 512)
 
@@ -82,7 +82,7 @@ def test_marks_of_a_template_are_masked_turn_by_turn():
         "{% for m in messages %}{{ m.role ~ ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
         "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ ' ' }}{% endfor %}"
     )
-    chat = Chat(replace(TOKENIZERS["never"], chat_template=marked), "model")
+    chat = Chat(replace(CHAT.tokenizer, chat_template=marked), "model")
     masked = replace(ANSWER, trained=False)
     assert learnt(chat, Conversation((USER, ANSWER, MORE, LAST), "w")) == "Go away.Hello."
     assert learnt(chat, Conversation((USER, masked, MORE, LAST), "w")) == "Hello."

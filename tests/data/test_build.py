@@ -153,7 +153,7 @@ build.build(made, test.CHAT, Path({out!r}), 1)
 
 @pytest.mark.parametrize(
     ("module", "name", "after"),
-    [("store", "write", 4), ("shards", "_write", 0), ("shards", "_write", 3), ("build.run", "write_json", 1)],
+    [("store", "write", 4), ("shards", "_write", 0), ("shards", "_write", 3), ("build.atomic", "write_json", 1)],
 )
 def test_a_killed_build_goes_on_where_it_was(
     tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch, module: str, name: str, after: int

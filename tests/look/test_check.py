@@ -41,7 +41,7 @@ def test_all_bad_rows_are_listed_with_their_kinds(tiny_recipe: Path, tmp_path: P
     assert len(report["bad_rows"]["first"]) == 20
     assert report["bad_rows"]["first"][0].startswith(f"{tmp_path}/a.jsonl:11: messages[0] has no 'content'")
     grave, text = level(report, "bad_rows")
-    assert grave == "error" and text.startswith("25 of 49 rows do not fit: 8 missing_key, 8 not_carried, 1 not_json")
+    assert grave == "error" and text.startswith("25 of 55 rows do not fit: 8 missing_key, 8 not_carried, 1 not_json")
     done = tiny.call("data", "check", tiny_recipe, override)
     assert f"{tmp_path}/a.jsonl:13: tools is not carried" in done.out and "… and 5 more" in done.out
     done = tiny.call("sft", tiny_recipe, override, "--run-dir", tmp_path / "run")

@@ -79,9 +79,17 @@ def encoding_of(head: bytes) -> str | None:
     return "UTF-16" if wide or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
 
 
-def read_text(path: Path, kind: type[InputError] = DataError) -> str:
-    """The text in a file, UTF-8 with or without a byte-order mark, its line ends as they are. Raises `kind`."""
-    data = _read(path, kind, "check the path")
+def read_text(path: Path, what: str, kind: type[InputError] = DataError) -> str:
+    """The text in a file, UTF-8 with or without a byte-order mark, its line ends as they are. Raises `kind`.
+
+    what: what the file holds, as `the prompts`.
+    """
+    try:
+        data = path.read_bytes() if path.stat().st_size <= LARGEST else None
+    except (OSError, ValueError) as error:
+        raise kind(f"{path}: cannot read {what}: {getattr(error, 'strerror', None) or error}; check the path") from None
+    if data is None:
+        raise kind(f"{path}: cannot read {what}: it is larger than {LARGEST // 2**20} MiB")
     if (encoding := encoding_of(data[:4])) is not None:
         raise kind(f"{path}: {encoding} text; save the file as UTF-8")
     try:

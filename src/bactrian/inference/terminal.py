@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from bactrian import progress
 from bactrian.errors import InputError, printable
+from bactrian.files import documents
 from bactrian.inference.engine import Ids, Settings
 
 _HELP = (
@@ -70,7 +71,7 @@ def chat(
     state = _Chat(engine, prompt_ids, decode, settings, max_positions, note, system)
     if interactive:
         note(_HELP)
-    for line in _typed(note) if interactive else sys.stdin:
+    for line in _decoded(_typed(note) if interactive else sys.stdin):
         try:
             if not _obey(state, line.strip()):
                 break
@@ -93,6 +94,17 @@ def pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Ite
             told = len(whole)
     if len(text) > told:
         yield text[told:]
+
+
+def _decoded(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that a person or a pipe gives. Raises `InputError` where one is no text."""
+    try:
+        for line in lines:
+            if not documents.is_text(line):
+                raise InputError("a message is no UTF-8 text; write it in UTF-8")
+            yield line
+    except UnicodeDecodeError:
+        raise InputError("a message is no UTF-8 text; write it in UTF-8") from None
 
 
 def _typed(note: Callable[[str], None]) -> Iterator[str]:

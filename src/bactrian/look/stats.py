@@ -19,6 +19,7 @@ from bactrian.data import screen, sources
 from bactrian.data.chat import Chat
 from bactrian.data.corpus import Corpus, Limits
 from bactrian.data.records import Conversation
+from bactrian.data.screen import listed
 from bactrian.files.atomic import replacing, writing
 from bactrian.recipe import OnBadRow, Source
 
@@ -74,7 +75,8 @@ def summarize(measured: Measured, data: Sequence[Source]) -> dict[str, Any]:
     turns = [_turns(source, measured) for source in data]
     entries = []
     for (name, part), counted, entry in zip(measured.parts, turns, measured.corpus.ledger["sources"], strict=True):
-        entries.append({"name": name, "dropped": entry["dropped"], **_describe(measured, part, counted)})
+        kept = {key: entry[key] for key in ("dropped", "noted", "bad_kinds") if key in entry}
+        entries.append({"name": name, **kept, **_describe(measured, part, counted)})
     everything = _describe(measured, slice(None), np.concatenate(turns))
     return {"sources": entries, "all": everything}
 
@@ -137,6 +139,8 @@ def show(summary: dict[str, Any]) -> None:
         if entry["dropped"]:
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(entry["dropped"].items()))
             console.print(f"{entry['name']}: nothing to learn from {dropped}")
+        if entry.get("noted"):
+            console.print(f"{entry['name']}: {listed(entry['noted'])}".replace("_", " "))
     bias = summary["all"].get("length_bias")
     if bias:
         console.print(

@@ -20,6 +20,7 @@ from bactrian.files import documents
 
 _PIECE = 1 << 20  # bytes read at once
 _FIRST_LINE = 16 << 20  # bytes looked at to tell how the values lie
+_FIRST_VALUE = 16 << 20  # and where the first goes on over lines
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -43,7 +44,7 @@ def read(path: Path) -> Iterator[tuple[str, Any, float]]:
         first = begin.removeprefix(codecs.BOM_UTF8).lstrip()
         if first.startswith(b"["):
             rows: Iterator[tuple[str, Any]] = _array(path, text)
-        elif len(begin) < _FIRST_LINE and _is_unfinished(first.partition(b"\n")[0]):
+        elif _is_unfinished(first.partition(b"\n")[0]) and _begins_with_a_value(text):
             rows = _values(path, text)
         else:
             rows = ((f":{number}", line) for number, line in _lines(text))
@@ -52,14 +53,27 @@ def read(path: Path) -> Iterator[tuple[str, Any, float]]:
 
 
 def _is_unfinished(line: bytes) -> bool:
-    """Whether a line begins an object that goes on below it, as in a file printed for people."""
+    """Whether a line begins an object that may go on below it, as in a file printed for people."""
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
-        return line.lstrip().startswith(b"{") and not error.doc[error.pos :].strip()
+        return line.startswith(b"{") and not error.doc[error.pos :].strip()
     except (ValueError, RecursionError):
         return False
     return False
+
+
+def _begins_with_a_value(text: "_Pieces") -> bool:
+    """Whether a text's first value is whole, over however many lines; otherwise its first line is a broken row."""
+    begin = b""
+    while len(begin) < _FIRST_VALUE and (piece := text.read()):
+        begin += piece
+    text.give_back(begin)
+    try:
+        json.JSONDecoder().raw_decode(begin.decode("utf-8-sig", errors="replace").lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def decode(where: str, line: bytes) -> Any:
