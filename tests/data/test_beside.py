@@ -128,6 +128,13 @@ def test_a_row_s_own_keys_are_refused_by_name_unless_they_are_empty(key: str):
             sources.parse(layout, {**each, key: [{"name": "depth"}]}, "w")
 
 
+def test_an_unpaired_preference_is_not_learnt_as_if_it_were_good():
+    pair = {"prompt": "Hi", "completion": "Go away."}
+    with pytest.raises(DataError, match="label says whether the completion is a good one"):
+        sources.parse("prompt_completion", {**pair, "label": False}, "w")
+    assert sources.parse("prompt_completion", {**pair, "label": None}, "w")
+
+
 def test_empty_keys_of_turns_say_nothing():
     first = {"tool_calls": [], "reasoning_content": "", "thinking": None, "weight": None, "name": "x"}
     assert parsed("messages", row(first)).messages == (USER, ANSWER, MORE, LAST)

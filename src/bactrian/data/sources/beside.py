@@ -15,7 +15,7 @@ from bactrian.errors import DataError
 
 _NOT_CARRIED = (
     *("tools", "functions", "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"),
-    *("chat_template_kwargs", "image", "images", "video", "videos", "audio", "audios"),
+    *("chat_template_kwargs", "image", "images", "video", "videos", "audio", "audios", "kto_tag"),
 )
 _NOT_CARRIED_OF_TURNS = (
     *_NOT_CARRIED,

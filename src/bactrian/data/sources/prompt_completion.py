@@ -15,6 +15,12 @@ from bactrian.errors import DataError
 def parse(row: dict[str, Any], where: str) -> Conversation:
     """A conversation whose prompt is masked. Raises `DataError`."""
     prompt, completion = _part(row, "prompt", "user", where), _part(row, "completion", "assistant", where)
+    if isinstance(row.get("label"), bool):
+        raise DataError(
+            f"{where}: label says whether the completion is a good one, and all completions would be learnt alike; "
+            f"leave out the rows where it is false, then the column",
+            "not_carried",
+        )
     if completion[-1].role != "assistant":
         raise DataError(
             f"{where}: completion ends in the {completion[-1].role}'s turn, not in an answer; repair or remove the row",
