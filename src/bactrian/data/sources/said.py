@@ -72,7 +72,7 @@ def _spoken(turn: Any, name: str, where: str) -> Iterator[Spoken]:
             )
         yield Spoken(speaker, role, beside.content(given[what], f"{name}.{what}", where), trained)
         return
-    inside = [(key, role) for key, role in _ROUND.items() if given.get(key) is not None]
+    inside: list[tuple[str, Role]] = [(key, role) for key, role in _ROUND.items() if given.get(key) is not None]
     inside = [(key, role) for key, role in inside if key != "system" or beside.says_something(given[key])]
     if [role for _, role in inside if role != "system"] != ["user", "assistant"]:
         raise DataError(
