@@ -170,5 +170,5 @@ def _completion(body: dict[str, Any], text: str) -> dict[str, Any]:
     if body.get("logprobs"):
         choice["message"]["content"] = re.sub(r"\W.*", "", text, flags=re.DOTALL)[:1]
         choice["logprobs"] = {"content": [{"token": "m", "logprob": -1.0, "top_logprobs": logprobs(prompt)}]}
-    usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": max(1, len(text) // 4)}
+    usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": max(1, len(str(text)) // 4)}
     return {"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}

@@ -10,7 +10,7 @@ import question_set
 
 from bactrian import evaluating
 from bactrian.errors import DataError, JudgeError, RunError
-from bactrian.evaluate import alpaca_eval, answers, compare, mt_bench, mt_bench_job
+from bactrian.evaluate import alpaca_eval, answers, compare, judge_quality, mt_bench, mt_bench_job
 from bactrian.evaluate import judge as judges
 from bactrian.evaluate.alpaca_eval_job import Files
 from bactrian.evaluate.artifacts import Folder
@@ -265,3 +265,29 @@ def test_a_turn_with_half_a_surrogate_pair_is_no_text(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(row + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="not an MT-Bench answer"):
         mt_bench.read_answers(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("temperature", ["0.7", None, float("nan"), -1, True, [0.7]])
+def test_an_odd_temperature_is_named(tmp_path: Path, temperature: Any):
+    row = {"question_id": 1, "category": "stem", "turns": ["a"], "required_temperature": temperature}
+    question_set.write(tmp_path / "q.jsonl", [row])
+    with pytest.raises(DataError, match=r"q.jsonl:1: `required_temperature`"):
+        mt_bench.read_questions(tmp_path / "q.jsonl")
+
+
+def test_labels_of_pairs(tmp_path: Path):
+    row = {"input": "a", "output_1": "b", "output_2": "c"}
+    question_set.write(tmp_path / "p.jsonl", [row | {"label": 1.0}])
+    assert str(judge_quality.read([tmp_path / "p.jsonl"])[0].label) == "1"
+    for label in (True, "1", [1], None):
+        question_set.write(tmp_path / "p.jsonl", [row | {"label": label}])
+        with pytest.raises(DataError, match=r"p.jsonl:1: `label`"):
+            judge_quality.read([tmp_path / "p.jsonl"])
+
+
+def test_a_prompt_with_other_slots_is_named():
+    item = judge_quality.Item("a", ("b", "c"), 1, "s")
+    for text in ("{other}", "{0}", "{question", "{question.x}", "{question[x]}"):
+        template = mt_bench.Template("pair-v2", "pairwise", "", text, "[[A]]")
+        with pytest.raises(DataError, match="judge prompt 'pair-v2': cannot be filled in"):
+            judge_quality.calls([item], template, 1, 0.0)

@@ -170,3 +170,19 @@ def test_wrong_tables_are_named(tmp_path: Path, text: str, message: str):
     (tmp_path / "d.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         control.read_difficulties(tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "x", ""])
+def test_what_is_no_number_in_a_table_is_named(tmp_path: Path, value: str):
+    for row in (f"{value},1.0", f"0,{value}"):
+        (tmp_path / "d.csv").write_text(f"index,instruction_difficulty\n{row}\n", encoding="utf-8")
+        with pytest.raises(DataError, match=r"d.csv:2: .*should be a number"):
+            control.read_difficulties(tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize("row", ["7,0.1,1.5", "-1,0.1,1.5", "0,0.1,"])
+def test_gamed_rows_of_other_items_are_refused(tmp_path: Path, row: str):
+    (tmp_path / "g.csv").write_text(f"index,std_delta_len,preference\n{row}\n", encoding="utf-8")
+    difficulties = control.Difficulties(np.zeros(2), {})
+    with pytest.raises(DataError, match="its items are not those of 2 difficulties"):
+        control.read_gamed(tmp_path / "g.csv", difficulties)

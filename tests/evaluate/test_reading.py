@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 import question_set
-from hypothesis import given, settings
+from fake_judge import FakeJudge
+from hypothesis import given
+from hypothesis import settings as how
 from hypothesis import strategies as some
 
+from bactrian.data.records import Message
 from bactrian.errors import DataError, JudgeError
 from bactrian.evaluate import alpaca_eval, mt_bench, mt_bench_job, verdicts
 from bactrian.evaluate import calls as kept_calls
 from bactrian.evaluate import judge as judges
 from bactrian.evaluate.calls import Call, Failure, Reply, Store, chat
-from bactrian.evaluate.endpoint import _parse, _Passing
+from bactrian.evaluate.endpoint import Address, Endpoint, _parse, _Passing
+from bactrian.evaluate.pace import Limits
+from bactrian.evaluate.protocol import Settings
 from bactrian.evaluate.reading import Missing
 
 RATING = "Good. Rating: [[7]]"
@@ -147,7 +152,7 @@ json_values = some.recursive(
 )
 
 
-@settings(deadline=None)
+@how(deadline=None)
 @given(json_values, json_values, json_values, json_values, json_values)
 def test_whatever_a_server_sends_is_read_or_refused(content: Any, finish: Any, usage: Any, refusal: Any, more: Any):
     for sent in (
@@ -281,3 +286,18 @@ def test_the_line_quotes_a_reply_with_its_finish_reason():
     assert said.startswith('3: there is no rating; one reply: "Eight of ten') and said.endswith("finish reason stop")
     assert len(said) < 150
     assert verdicts.why(rows[3:]) == "status 500"
+
+
+def test_an_odd_reply_as_an_answer_is_asked_again_and_then_said_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with FakeJudge().running() as judge:
+        monkeypatch.setattr(
+            "fake_judge.answer", lambda body: 5 if "a" in body["messages"][-1]["content"] else "\ud800!"
+        )
+        store = Store(tmp_path / "calls.jsonl")
+        one = Endpoint(Address(judge.url, "m"), store, Limits(reasks=1, retry_wait=0.01))
+        assert one.generate([(Message("user", "a"),), (Message("user", "b"),)], Settings()) == ["", "?!"]
+        assert judge.sent.total() == 4
+        one.generate([(Message("user", "a"),), (Message("user", "b"),)], Settings())
+        assert judge.sent.total() == 4

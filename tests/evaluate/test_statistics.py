@@ -77,3 +77,12 @@ def test_a_share_of_few_has_wilsons_interval():
 def test_a_share_of_many_has_the_bootstraps():
     items = [[float(n % 3 == 0)] for n in range(60)]
     assert statistics.share(items) == statistics.interval(items)
+
+
+def test_a_difference_that_is_always_the_same_says_more_with_more_items():
+    few = statistics.compare([[1.0]] * 2, [[0.0]] * 2)
+    assert few is not None and (few.difference, few.high) == (1.0, 1.0) and few.is_noise
+    many = statistics.compare([[0.0]] * 20, [[1.0]] * 20)
+    assert many is not None and (many.difference, many.low) == (-1.0, -1.0) and -0.7 < many.high < -0.6
+    same = statistics.compare([[1.0], [0.0]], [[1.0], [0.0]])
+    assert same is not None and (same.difference, same.low, same.high) == (0, 0, 0)

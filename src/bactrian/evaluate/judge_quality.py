@@ -53,9 +53,9 @@ def read(paths: Sequence[Path]) -> list[Item]:
         name = path.parent.name if path.stem == "dataset" else path.stem
         for where, row in published.rows(path):
             texts = [published.text(row, key, where) for key in ("input", "output_1", "output_2")]
-            if row.get("label") not in (1, 2):
+            if isinstance(row.get("label"), bool) or row.get("label") not in (1, 2):
                 raise DataError(f"{where}: `label` is {row.get('label')!r}; it should be 1 or 2, the better output")
-            items.append(Item(texts[0], (texts[1], texts[2]), row["label"], name))
+            items.append(Item(texts[0], (texts[1], texts[2]), int(row["label"]), name))
     return items
 
 
@@ -94,7 +94,7 @@ def judge(
 def _call(item: Item, prompt: Prompt, switched: bool) -> Call:
     if isinstance(prompt, Template):
         first, second = reversed(item.outputs) if switched else item.outputs
-        text = prompt.prompt.format(question=item.input, answer_a=first, answer_b=second)
+        text = mt_bench.fill(prompt, {"question": item.input, "answer_a": first, "answer_b": second})
         return Call(mt_bench.messages(prompt, text), mt_bench.JUDGE_TOKENS)
     template, version = prompt
     row = {"instruction": item.input, "output_1": item.outputs[0], "output_2": item.outputs[1]}

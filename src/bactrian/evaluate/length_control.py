@@ -16,6 +16,7 @@ from the weights and win rates that are published of the two baselines themselve
 """
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,6 +159,10 @@ def read_gamed(path: Path, difficulties: Difficulties) -> Gamed:
         raise DataError(f"{path}: not the gamed baselines' rows; it needs std_delta_len and preference")
     rows = [(row, f"{path}:{number}") for number, row in enumerate(table, start=2) if row["preference"]]
     places = [int(_number(row.get("index", row.get("")), f"{where}: index")) for row, where in rows]
+    if not places or not 0 <= min(places) <= max(places) < len(difficulties.values):
+        raise DataError(
+            f"{path}: its items are not those of {len(difficulties.values)} difficulties; give files that fit"
+        )
     lengths = np.tanh([_number(row["std_delta_len"], f"{where}: std_delta_len") for row, where in rows])
     preferences = np.array([_number(row["preference"], f"{where}: preference") for row, where in rows])
     if preferences.max() > 1:  # 1 to 2, as annotations have it
@@ -324,6 +329,9 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 def _number(text: str | None, where: str) -> float:
     try:
-        return float(text or "")
+        value = float(text or "")
     except ValueError:
-        raise DataError(f"{where}: {text!r} should be a number") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {text!r} should be a number")
+    return value

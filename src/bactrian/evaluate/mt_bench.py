@@ -103,6 +103,8 @@ def read_questions(path: Path) -> tuple[Question, ...]:
             raise DataError(f"{where}: not an MT-Bench question; it needs `question_id`, a number, and `turns`, texts")
         category = published.text(row, "category", where)
         temperature = row.get("required_temperature", TEMPERATURES.get(category, OTHER_TEMPERATURE))
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 100:
+            raise DataError(f"{where}: `required_temperature` is {temperature!r}; it should be a number, 0 or more")
         if row["question_id"] in questions:
             raise DataError(f"{where}: question {row['question_id']} is there twice; remove one")
         questions[row["question_id"]] = Question(row["question_id"], category, tuple(turns), float(temperature))
@@ -180,9 +182,14 @@ def user_prompt(bench: Bench, template: Template, question: Question, turn: int,
         filled["question"] = question.turns[0]
     else:
         filled |= {f"question_{i}": question.turns[i - 1] for i in range(1, turn + 1)}
+    return fill(template, filled)
+
+
+def fill(template: Template, filled: dict[str, str]) -> str:
+    """A judge prompt with its slots filled in. Raises `DataError` where it has others."""
     try:
         return template.prompt.format(**filled)
-    except (KeyError, IndexError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"judge prompt {template.name!r}: cannot be filled in: {error!r}; correct the file") from None
 
 

@@ -119,6 +119,9 @@ def compare(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]])
     differences = np.array([a - b for a, b in pairs], float)
     means = np.concatenate([differences[draw].mean(1) for draw in _draws(len(differences))])
     low, high = _limits(means)
+    if np.ptp(differences) == 0 and differences[0] != 0:
+        # All alike, the bootstrap sees no spread: what is known is how often the sign was that, by Wilson's interval.
+        low, high = sorted((float(differences[0]) * (2 * wilson(1.0, len(pairs))[0] - 1), float(differences[0])))
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
         difference=float(differences.mean()),
