@@ -47,7 +47,7 @@ def body(content: Any = RATING, finish: Any = "stop", usage: Any = TOKENS, choic
         (body(f"[[{'9' * 5000}]]"), "not from 1 to 10"),
         (body(f"[[{'1' * 400}]]"), "not from 1 to 10"),
         (body(RATING, "content_filter"), "content filter"),
-        (body(None, refusal="I will not."), "refused: I will not."),
+        (body(None, refusal="I will not."), "the judge refused"),
         (body(None, refusal={"why": "no"}), "refused"),
         (body("\ud800 " + RATING), "half of a surrogate pair"),
         (body(5), "a number, not text"),
@@ -70,7 +70,7 @@ def test_replies_without_a_rating(sent: str, reason: str):
     assert isinstance(found, Missing) and reason in found.reason, found
     row = found.as_row()
     assert row["was_asked"] and row["finish_reason"] in ("stop", "length", "content_filter")
-    json.dumps(row).encode()
+    assert "I will not" not in sent or row["reply"] == "I will not."
     assert len(row["reply"]) <= 100 and row["reply"].isprintable()
 
 

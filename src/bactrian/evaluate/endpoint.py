@@ -302,11 +302,11 @@ def _parse(text: str) -> Reply:
     try:
         body = json.loads(text)
     except RecursionError:
-        return calls.reply("", fault="nested too deep")
+        return calls.reply("", fault="its JSON is nested too deep")
     except json.JSONDecodeError:
         raise cut_short from None
     except ValueError:
-        return calls.reply("", fault="a number of thousands of digits")
+        return calls.reply("", fault="its JSON holds a number of thousands of digits")
     try:
         choice = body["choices"][0]
         message = choice["message"]

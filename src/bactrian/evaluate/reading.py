@@ -48,7 +48,7 @@ def verdict(
         if found is not None:
             return found
         reason = lacking(outcome)
-    return Missing(reason, finish=outcome.finish, said=outcome.text or outcome.refusal or "")
+    return Missing(reason, finish=outcome.finish, said=outcome.refusal or outcome.text)
 
 
 def lacking_in_text(reply: Reply, what: str) -> str:
@@ -67,7 +67,7 @@ def _unreadable(reply: Reply) -> str | None:
     if reply.finish == FILTERED:
         return "a content filter stopped the reply"
     if reply.refusal is not None:
-        return f"the judge refused: {printable(reply.refusal, _QUOTED)}"
+        return "the judge refused"
     if reply.fault is not None:
         early = "; it was truncated before it said anything" if reply.finish == TRUNCATED and not reply.text else ""
         return reply.fault + early
