@@ -23,7 +23,7 @@ ORDER = [
     "errors interrupts cli.options",
     "process",
     "files",
-    "cluster notices",
+    "cluster notices ends",
     "hosts",
     "data.records sections recipe changes run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.tokenizer_folder data.gguf_tokenizer data.chat data.template "

@@ -11,7 +11,7 @@ from bactrian import progress
 from bactrian.data import tokenizer as tokenizers
 from bactrian.data.chat import Chat
 from bactrian.data.tokenizer import Tokenizer
-from bactrian.files.atomic import replacing
+from bactrian.files import folders
 from bactrian.files.cache import cache_root
 from bactrian.inference.engine import Engine
 from bactrian.model import hub, llama, tensors, weights
@@ -81,8 +81,7 @@ def save(folder: Path, assistant: Assistant, parameters: llama.Parameters, chat:
     if jax.process_index():
         save_weights(folder)
         return
-    with replacing(folder) as temporary:
-        temporary.mkdir()
+    with folders.replacing(folder) as temporary:
         save_weights(temporary)
         tokenizers.save(tokenizer.with_template(chat.jinja()), temporary, assistant.config.max_positions)
 

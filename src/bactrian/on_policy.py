@@ -22,15 +22,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from bactrian import progress
+from bactrian import ends, progress
 from bactrian.assistant import Assistant
 from bactrian.data import binarize, screen
 from bactrian.data.binarize import Policy
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message, Messages, Preference
 from bactrian.errors import DataError, InputError, RunError
-from bactrian.files import documents
-from bactrian.files.atomic import write_json, write_jsonl, writing
+from bactrian.files import documents, lock
+from bactrian.files.atomic import append, write_json, write_jsonl, writing
+from bactrian.files.lock import Lock
 from bactrian.inference.engine import Engine, Settings
 from bactrian.model import weights
 
@@ -82,6 +83,16 @@ def sample(
     if sampling.answers < 2:
         raise InputError(f"answers is {sampling.answers}: a comparison needs at least 2")
     _open(out, _key(found, chat, prompts, judge[0], sampling))
+    held = Lock(out, "sampling", progress.say, ends.at_once)
+    try:
+        return _sample(found, chat, prompts, judge, sampling, out)
+    finally:
+        held.release()
+
+
+def _sample(
+    found: Assistant, chat: Chat, prompts: Sequence[Messages], judge: tuple[str, Judge], sampling: Sampling, out: Path
+) -> dict[str, Any]:
     group = max(1, _AT_ONCE // sampling.answers)
     rows = _kept(out / "answers.jsonl", group, len(prompts))
     began, before = time.monotonic(), len(rows)
@@ -117,7 +128,7 @@ def _open(out: Path, key: dict[str, Any]) -> None:
         if changed:
             raise RunError(f"{out}: these answers were made with another {changed}; choose another --out")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != lock.NAME for path in out.iterdir())):
         raise RunError(f"{out}: something else is there; choose another --out")
     write_json(path, key)
 
@@ -165,10 +176,7 @@ def _scored(
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add a group's rows; they are on disk when this returns."""
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write("".join(documents.dumps(row) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+    append(path, "".join(documents.dumps(row) + "\n" for row in rows))
     return rows
 
 

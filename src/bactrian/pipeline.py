@@ -173,7 +173,7 @@ class Pipeline:
     def _stage(self, name: StageName, start: Model) -> Model:
         self.hosts.doing(f"before {name}; the same command takes up the run there")
         prepared, final, kept_as = self.prepared[name], self._final(name), self.recipe.model.parameters
-        if not self.hosts.agree(f"whether {name} is done", final.exists):
+        if not self.hosts.agree(f"whether {name} is done", lambda: self._is_trained(name)):
             rows = prepared.microbatch_rows
             references = held_references = None
             if isinstance(prepared.settings, DPO):
@@ -266,12 +266,20 @@ class Pipeline:
     def _final(self, name: StageName) -> Path:
         return self.run.checkpoints(name) / "final"
 
+    def _is_trained(self, name: StageName) -> bool:
+        """Whether a stage's model is there. Raises `RunError` where it was damaged."""
+        folder = self.run.checkpoints(name)
+        otherwise = "restore it from a copy, or remove it, and the stage goes on from its last checkpoint"
+        if (folder / "adapter").exists() and (folder / "final").exists():
+            self.run.has_model(folder / "adapter", otherwise)
+        return self.run.has_model(folder / "final", otherwise)
+
     def _is_done(self) -> bool:
-        labels, last = ["base", *self.prepared], self._final(list(self.prepared)[-1])
-        return self.hosts.agree(
-            "whether the run is done",
-            lambda: all(evidence.is_recorded(self.run, label) for label in labels) and last.exists(),
-        )
+        def is_done() -> bool:
+            recorded = all(evidence.is_recorded(self.run, label) for label in ("base", *self.prepared))
+            return all([self._is_trained(name) for name in self.prepared]) and recorded
+
+        return self.hosts.agree("whether the run is done", is_done)
 
 
 def _fingerprint(path: Path, hosts: Hosts) -> str:

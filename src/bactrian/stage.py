@@ -183,8 +183,8 @@ class Training:
         settings, name, hosts = self.prepared.settings, self.prepared.name, self.computation.hosts
         chain = optimizer.chain(settings.optimizer, self.prepared.steps)
         objective = objective_of(settings, self.computation)
-        checkpoints = Checkpoints(self.run.checkpoints(name) / "steps", settings.keep_last, settings.keep_best)
-        try:
+        steps = self.run.checkpoints(name) / "steps"
+        with Checkpoints(steps, settings.keep_last, settings.keep_best, hosts) as checkpoints:
             latest = checkpoints.latest()
             again = "begins it" if latest is None else f"resumes it after step {latest}"
             hosts.doing(f"before the first step of {name}; the same command {again}")
@@ -203,8 +203,6 @@ class Training:
                 state = checkpoints.restore(best, state)
                 progress.say(f"{name}: ends with step {best}, the best on held-out data")
             return state.whole
-        finally:
-            checkpoints.close()
 
     def _loop(self, step: trainer.Step, state: State, checkpoints: Checkpoints) -> State:
         name, steps, hosts = self.prepared.name, self.prepared.steps, self.computation.hosts
@@ -217,6 +215,7 @@ class Training:
         with progress.bar(name, steps, number) as bar:
             for update, paused in self._updates(step, state) if is_measured else ():
                 self._record(update, learning_rates[update.number - 1], bar)
+                checkpoints.check()
                 if paused is None:
                     continue
                 state, number = paused, update.number

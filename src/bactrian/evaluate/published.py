@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from bactrian import progress
 from bactrian.data.sources import reader
 from bactrian.errors import DataError
 from bactrian.files import documents
@@ -129,6 +130,9 @@ def beside(folder: Path | None, names: tuple[str, ...]) -> Path | None:
 def _fetched(file: File) -> Path:
     repository, commit = file.repository
     kept = cache_root() / "published" / repository / commit[:12] / file.path
+    if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() != file.sha256:
+        progress.say(f"{kept}: damaged: fetched again")
+        kept.unlink()
     if not kept.exists():
         content = _fetch(f"{_host()}/{repository}/{commit}/{file.path}", file)
         if hashlib.sha256(content).hexdigest() != file.sha256:

@@ -20,11 +20,13 @@ from bactrian.data.chat import Chat
 from bactrian.data.corpus import Corpus, Limits
 from bactrian.data.records import Conversation
 from bactrian.data.screen import listed
+from bactrian.files import atomic
 from bactrian.files.atomic import replacing, writing
 from bactrian.recipe import OnBadRow, Source
 
 _WITHOUT = 2**31 - 1  # a length that nothing has
 _PERCENTILES = (25, 50, 75, 95)
+_PICTURES = ("tokens.png", "answers.png")
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,12 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
+def check_plots(folder: Path) -> None:
+    """Raise `RunError` unless pictures can be written into a folder. To be asked before its data is read."""
+    for name in _PICTURES:
+        atomic.check_file(folder / name)
+
+
 def plot(measured: Measured, folder: Path) -> list[Path]:
     """Histograms as PNG: tokens of each source's examples, and where there are pairs the answers' lengths."""
     import matplotlib
@@ -161,11 +169,11 @@ def plot(measured: Measured, folder: Path) -> list[Path]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     series = [(name, measured.places[part]) for name, part in measured.parts if len(measured.places[part])]
-    paths = [_histogram(folder / "tokens.png", "tokens of an example", series)]
+    paths = [_histogram(folder / _PICTURES[0], "tokens of an example", series)]
     if measured.own.shape[1]:
         names = ("chosen", "rejected") if measured.own.shape[1] == 2 else None
         answers = [(names[k] if names else f"rank {k + 1}", measured.own[:, k]) for k in range(measured.own.shape[1])]
-        paths.append(_histogram(folder / "answers.png", "tokens of an answer", answers))
+        paths.append(_histogram(folder / _PICTURES[1], "tokens of an answer", answers))
     return paths
 
 

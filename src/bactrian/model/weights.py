@@ -5,7 +5,6 @@ model is written one tensor at a time. So no host holds more than its devices do
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -22,9 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from bactrian.errors import ModelError
-from bactrian.files import documents
-from bactrian.files.atomic import replacing
-from bactrian.files.cache import cache_root
+from bactrian.files import atomic, digests, documents, folders
 from bactrian.model import hf_config, llama, safetensors_file, tensors
 from bactrian.model.llama import Dtype
 from bactrian.model.tensors import Source, Tensor
@@ -89,7 +86,7 @@ def save(
     if not _writes(named, on_host):
         return
     shards = _split(named, _DTYPES[dtype].itemsize, shard_bytes)
-    with replacing(folder / "model.incoming") as staged:
+    with atomic.beside(folder / "model") as staged, atomic.writing(folder):
         staged.mkdir()
         weight_map = {}
         for number, names in enumerate(shards, 1):
@@ -102,7 +99,7 @@ def save(
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             (staged / tensors.INDEX).write_text(documents.dumps(index, indent=2) + "\n", encoding="utf-8")
         hf_config.write(config, staged, eos_ids, bos_id, dtype)
-    _move_in(folder / "model.incoming", folder)
+        _move_in(staged, folder)
 
 
 def save_adapters(
@@ -135,8 +132,7 @@ def save_adapters(
         "inference_mode": True,
     }
     shapes = {name: tensor.shape for name, tensor in named.items()}
-    with replacing(folder) as staged:
-        staged.mkdir()
+    with folders.replacing(folder) as staged:
         safetensors_file.write(staged / "adapter_model.safetensors", shapes, _DTYPES["float32"], on_host)
         (staged / "adapter_config.json").write_text(documents.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -183,19 +179,9 @@ def fingerprint(path: Path) -> str:
 
 def _file_digest(file: Path) -> str:
     try:
-        about = file.stat()
-        known = [str(file.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
-        name = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        remembered = cache_root() / "fingerprints" / name
-        if remembered.exists():
-            return remembered.read_text()
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+        return digests.of(file)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from error
-    with replacing(remembered) as temporary:
-        temporary.write_text(found)
-    return found
 
 
 def _read(
@@ -260,8 +246,9 @@ def _move_in(staged: Path, folder: Path) -> None:
     for stale in (*folder.glob("model*.safetensors"), folder / tensors.INDEX):
         stale.unlink(missing_ok=True)
     for name in sorted(names):
+        atomic.sync(staged / name)
         os.replace(staged / name, folder / name)
-    staged.rmdir()
+    atomic.sync(folder)
 
 
 def _is_spec(node: Any) -> bool:

@@ -6,6 +6,7 @@ again. A pass that was interrupted goes on where it stopped.
 """
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable
@@ -13,17 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
+from bactrian import progress as progresses
 from bactrian.data import packing
 from bactrian.data.packing import Examples, Plan
 from bactrian.data.records import Batch
-from bactrian.files.atomic import replacing
+from bactrian.errors import HostLost
+from bactrian.files import sealed
 from bactrian.hosts import ALONE, Hosts
 from bactrian.train import scores
 from bactrian.train.scores import Score
 from bactrian.train.trainer import Parameters, split
 
 _KEEP_EVERY = 10.0  # seconds between writes of an unfinished pass
-VERSION = 1  # of the code that computes them; a change of the numbers changes it
+VERSION = 2  # of the code that computes and keeps them; a change of the numbers or of the file changes it
 
 
 def key(*parts: object) -> str:
@@ -43,13 +46,15 @@ def column(
 ) -> np.ndarray:
     """Log-probabilities of every example that the plan uses, float32 [examples, K]; NaN for those it does not.
 
-    Read from `path` where it exists, else computed, telling `progress` how many of how many examples are done. Several
-    hosts compute together, and the first one writes.
+    Read from `path` where it is there and whole, else computed, telling `progress` how many of how many examples are
+    done. Several hosts compute together, and the first one writes.
     """
-    if hosts.agree("whether the reference is on disk", path.exists):
-        return np.load(path)
-    partial = path.with_suffix(".partial.npy")
-    values = _reopen(partial, (len(corpus), plan.branches))
+    shape, partial = (len(corpus), plan.branches), path.with_suffix(".partial.npy")
+    whole = _found(path, shape, hosts, "whether the reference is on disk")
+    if whole is not None:
+        return whole
+    values = _found(partial, shape, hosts, "whether a part of the reference is on disk")
+    values = np.full(shape, np.nan, np.float32) if values is None else values
     hosts.wait("the reference begins")
     used = {example for update in range(len(plan.updates)) for example in plan.examples(update)}
     kept = time.monotonic()
@@ -84,11 +89,30 @@ def microbatches(plan: Plan, corpus: Examples, update: int, rows: int) -> list[B
     return [part for part in parts if (part.examples >= 0).any()]
 
 
-def _reopen(partial: Path, shape: tuple[int, int]) -> np.ndarray:
-    values = np.load(partial) if partial.exists() else np.full(shape, np.nan, np.float32)
-    return values if values.shape == shape else np.full(shape, np.nan, np.float32)
+def _found(path: Path, shape: tuple[int, int], hosts: Hosts, what: str) -> np.ndarray | None:
+    """What the first host finds, on all of them. Raises `HostLost` where another does not find it."""
+    first = _read(path, shape) if hosts.is_first else None
+    if not hosts.agree(what, lambda: first is not None):
+        return None
+    values = first if hosts.is_first else _read(path, shape)
+    if values is None:
+        raise HostLost(f"{path}: not there as the first host reads it; see that all hosts share the run's folder")
+    return values
+
+
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """What was kept; None where nothing is, or what is there was damaged, which is said."""
+    if not path.exists():
+        return None
+    content = sealed.read(path)
+    values = None if content is None else np.load(io.BytesIO(content))
+    if values is None or values.shape != shape:
+        progresses.say(f"{path}: log-probabilities that were damaged: computed again")
+        return None
+    return values
 
 
 def _save(path: Path, values: np.ndarray) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, values)
+    content = io.BytesIO()
+    np.save(content, values)
+    sealed.write(path, content.getvalue())

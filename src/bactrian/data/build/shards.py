@@ -17,6 +17,7 @@ from bactrian.data.build import store
 from bactrian.data.chat import Chat
 from bactrian.data.records import Conversation, Messages, Preference, Record
 from bactrian.errors import ChatError, DataError
+from bactrian.files import digests, sealed
 from bactrian.files.atomic import replacing
 
 _GROUP = 1000  # rows in a row group: what a writer holds in memory
@@ -54,19 +55,22 @@ def start(chat: Chat | None, parts: Path, out: Path, kind: str, weights: bool) -
         done = Done(task.number, len(task.places), {}, {})
         with store.Reader(parts) as reader, replacing(out / name(task.number, task.of)) as temporary:
             _write(temporary, _groups(task, reader, chat, done), kind, weights)
-        with replacing(_count_path(parts, task.number)) as temporary:
-            temporary.write_text(json.dumps([done.rows, done.tokens, done.learned]), encoding="utf-8")
+        digest = digests.compute(out / name(task.number, task.of))
+        counted = json.dumps([digest, done.rows, done.tokens, done.learned])
+        sealed.write(_count_path(parts, task.number), counted.encode())
         return done
 
     return write
 
 
 def finished(parts: Path, out: Path, number: int, of: int) -> Done | None:
-    """The counts of a shard that is there already."""
-    path = _count_path(parts, number)
-    if not path.exists() or not (out / name(number, of)).exists():
+    """The counts of a shard that is there already, and whole."""
+    content, shard = sealed.read(_count_path(parts, number)), out / name(number, of)
+    if content is None or not shard.exists():
         return None
-    rows, tokens, learned = json.loads(path.read_text(encoding="utf-8"))
+    digest, rows, tokens, learned = json.loads(content)
+    if digests.compute(shard) != digest:
+        return None
     return Done(number, rows, *({int(key): value for key, value in each.items()} for each in (tokens, learned)))
 
 

@@ -1,9 +1,10 @@
 """Records on their way from sources to shards: a file of records and an index for each chunk of a source.
 
 parts/003-000017.records   the records' JSON, end to end
-parts/003-000017.json      an `Index`; where it is there the chunk is done
+parts/003-000017.json      an `Index`, sealed; where both are there and whole the chunk is done
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bactrian.data.records import Conversation, Message, Messages, Preference, Record
+from bactrian.errors import RunError
+from bactrian.files import sealed
 from bactrian.files.atomic import replacing
 
 KINDS = ("conversations", "pairs", "rankings")
@@ -25,6 +28,7 @@ class Index:
     dropped: rows, and parts of rows, that became no record, by reason; bad: the first errors of rows that do not fit,
     bad_kinds: all of these by what is wrong.
     noted: what parsers counted without dropping it. kinds: what its records are, of `KINDS`.
+    sha256: of the records' bytes.
     """
 
     rows: int
@@ -35,6 +39,7 @@ class Index:
     bad_kinds: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
     kinds: list[str] = field(default_factory=list)
+    sha256: str = ""
 
 
 def kind(record: Record) -> str:
@@ -49,21 +54,29 @@ def records_path(folder: Path, source: int, chunk: int) -> Path:
 
 
 def is_done(folder: Path, source: int, chunk: int) -> bool:
-    return records_path(folder, source, chunk).with_suffix(".json").exists()
+    path = records_path(folder, source, chunk)
+    content = sealed.read(path.with_suffix(".json"))
+    if content is None or not path.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == json.loads(content)["sha256"]
 
 
 def write(folder: Path, source: int, chunk: int, records: Sequence[bytes], index: Index) -> None:
     """Keep a chunk; done once its index is there."""
-    path = records_path(folder, source, chunk)
+    path, content = records_path(folder, source, chunk), b"".join(records)
     with replacing(path) as temporary:
-        temporary.write_bytes(b"".join(records))
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(asdict(index)), encoding="utf-8")
+        temporary.write_bytes(content)
+    about = {**asdict(index), "sha256": hashlib.sha256(content).hexdigest()}
+    sealed.write(path.with_suffix(".json"), json.dumps(about).encode())
 
 
 def index(folder: Path, source: int, chunk: int) -> Index:
     path = records_path(folder, source, chunk).with_suffix(".json")
-    return Index(**json.loads(path.read_text(encoding="utf-8")))
+    content = sealed.read(path)
+    if content is None:
+        raise RunError(f"{path}: damaged; the same command makes it again")
+    return Index(**json.loads(content))
 
 
 def encode(record: Record) -> bytes:
