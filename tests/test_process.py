@@ -23,6 +23,10 @@ import logging, warnings
 logging.getLogger("absl").warning("a log line")
 logging.getLogger("other").error("another")
 warnings.warn("a warning")
+class Ends:
+    def __del__(self):
+        raise RuntimeError("badly")
+Ends()
 """
 
 
@@ -53,7 +57,7 @@ def test_what_is_installed_for_devices_that_are_not_here_is_not_heard(plugins: P
 
 def test_who_asks_hears_other_libraries(plugins: Path):
     done = spoken(PREPARED + SPEAK, BACTRIAN_LOGS="1")
-    assert all(said in done.stderr for said in ("a log line", "another", "a warning"))
+    assert all(said in done.stderr for said in ("a log line", "another", "a warning", "badly"))
 
 
 def test_what_the_user_sets_stays():
@@ -65,7 +69,7 @@ def test_what_the_user_sets_stays():
 
 # A verb that prints a line of an answer and says something, without the seconds of a model.
 SAYS = f'{sys.executable} -c "import sys; from bactrian import process, progress; from bactrian.cli import app; '
-SAYS += "app.app = lambda prog_name: (progress.show('answer ' * 9), progress.say('said')); app.main()\""
+SAYS += "app.app = lambda **_: (progress.show('answer ' * 9), progress.say('said')); app.main()\""
 
 
 def ends(shell: str) -> tuple[int, str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bactrian import recipe as recipes
-from bactrian.errors import RecipeError
+from bactrian.errors import RecipeError, line
 
 GOOD = """
 name = "tiny"
@@ -114,6 +114,64 @@ def test_what_is_not_a_recipe_file_is_one_line(file: Path, tmp_path: Path):
     assert refusal(file).startswith("not a TOML file")
     file.write_bytes(b'name = "\xff"')
     assert refusal(file).startswith("not a TOML file")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=" + "[" * 500 + "]" * 500, "seed: not a value"),
+        ("seed=" + "{a=" * 5000 + "1" + "}" * 5000, "seed: not a value"),
+        ("a." * 3000 + "b=1", "a.a.a."),
+        ("seed=" + "9" * 5000, "seed: not a value: a number of thousands of digits"),
+        ("seed=0x" + "f" * 5000, "seed: not a value that can be used: a whole number of more than 256 bits"),
+        ("seed=" + "9" * 60, "seed is 9999"),
+        ("sft.epochs=1e300", "sft.epochs is 1e+300: input should be a valid integer"),
+        ("sft.epochs=1000000", "sft.epochs is 1000000: input should be less than or equal to 10000"),
+        ("sft.batch_size=1000000000000000000", "sft.batch_size is 1000000000000000000: input should be less than"),
+        ("sft.row_length=1000000000000", "sft.row_length is 1000000000000: input should be less than"),
+        ("sft.microbatch_rows=1000000000", "sft.microbatch_rows is 1000000000: input should be less than"),
+        ("sft.optimizer.learning_rate=1e300", "sft.optimizer.learning_rate is 1e+300: input should be less than"),
+        ("sft.optimizer.learning_rate=inf", "sft.optimizer.learning_rate is"),
+        ("sft.optimizer.epsilon=nan", "sft.optimizer.epsilon is"),
+        ("sft.epochs='3'", "sft.epochs is '3': input should be a valid integer"),
+        ("sft.epochs=3.0", "sft.epochs is 3.0: input should be a valid integer"),
+        ("sft.keep_best='false'", "sft.keep_best is 'false': input should be a valid boolean"),
+        ("sft.keep_best=0", "sft.keep_best is 0: input should be a valid boolean"),
+        ("name=2026-12-01", "2026-12-01 is a date or a time, and no setting is"),
+        ("name=" + "n" * 201, "name is "),
+        ("mesh.fsdp=10000000000", "mesh.fsdp is 10000000000: input should be less than"),
+        ("evaluation.max_tokens=10000000000", "evaluation.max_tokens is 10000000000: input should be less than"),
+    ],
+)
+def test_what_is_nested_huge_or_of_another_type_is_one_line(file: Path, override: str, expected: str):
+    with pytest.raises(RecipeError) as raised:
+        recipes.load(file, [override])
+    said = line(raised.value)
+    assert said.startswith(("error: " + expected, f"error: {file}: {expected}")), said
+    assert len(said) <= 400 and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "x = " + "[" * 500 + "]" * 500,
+        "x = " + "{a=" * 500 + "1" + "}" * 500,
+        "a." * 5000 + "b = 1",
+        "x = 0x" + "f" * 5000,
+    ],
+    ids=["arrays", "tables", "key", "number"],
+)
+def test_a_recipe_file_is_bounded(file: Path, more: str):
+    file.write_text(f"{more}\n{file.read_text()}")
+    with pytest.raises(RecipeError) as raised:
+        recipes.load(file)
+    assert line(raised.value).startswith(f"error: {file}: not a TOML file")
+
+
+def test_a_list_of_a_million_entries_is_refused_in_a_line(file: Path):
+    with pytest.raises(RecipeError) as raised:
+        recipes.load(file, ["evaluation.rules=[" + "0," * 100_000 + "]"])
+    assert len(line(raised.value)) <= 400
 
 
 def test_overrides_reach_every_kind_of_place(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -24,6 +24,7 @@ library may catch to go on.
 
 import errno
 import re
+import resource
 import signal
 
 
@@ -152,6 +153,9 @@ def _refused(error: BaseException) -> int | None:
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return error.errno
+    if isinstance(error, ImportError) and "initializing the extension" in str(error):
+        # jaxlib says no more of it; where memory is limited, that is why.
+        return errno.ENOMEM if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY else None
     if isinstance(error, RuntimeError | ImportError | OSError | ValueError) and not isinstance(error, RecursionError):
         return next((number for number, words in _WORDED.items() if re.search(words, str(error)[:10_000])), None)
     return None

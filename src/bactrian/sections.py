@@ -7,11 +7,12 @@ import json
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bactrian.errors import RecipeError
+from bactrian.files import documents
 
 _LISTS = ("data", "heldout", "rules", "sources", "screens")  # settings that are lists of sections
 
@@ -29,12 +30,7 @@ def read(path: Path, overrides: Sequence[str], resolve_paths: Callable[[dict[str
     """The tree of a recipe file with its overrides. `resolve_paths` makes a tree's paths absolute: those of the file
     are relative to its folder, those of overrides to the working folder. Raises `RecipeError`.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file: {error}") from error
+    tree = documents.read_toml(path, RecipeError, "the recipe")
     resolve_paths(tree, path.resolve().parent)
     for override in overrides:
         _override(tree, override)
@@ -45,9 +41,14 @@ def read(path: Path, overrides: Sequence[str], resolve_paths: Callable[[dict[str
 def validate(kind: type[Whole], tree: dict[str, Any], where: str) -> Whole:
     """A recipe of some kind from its tree of plain values; `where` names the file. Raises `RecipeError`."""
     try:
-        return kind.model_validate_json(json.dumps(tree, default=str))
+        return kind.model_validate_json(json.dumps(tree, default=_refuse))
     except ValidationError as error:
         raise RecipeError(f"{where}: {_explain(error, kind)}") from None
+
+
+def _refuse(value: Any) -> NoReturn:
+    """A date or a time of day, which TOML has and no setting is."""
+    raise RecipeError(f"{value} is a date or a time, and no setting is; put text in quotes")
 
 
 def resolve(section: Any, key: str, folder: Path) -> None:
@@ -68,11 +69,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"{override}: an override is key=value, for example dpo.beta=0.2")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = _value(key, text)
     *path, last = key.split(".")
+    if len(path) > documents.DEEPEST:
+        raise RecipeError(f"{key}: an override of {len(path) + 1:,} names; sections are not nested so deep")
     node: Any = tree
     for part in path:
         node = _child(node, part, key)
@@ -84,6 +84,22 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         raise RecipeError(f"{override}: {'.'.join(path)} is a value, not a section")
+
+
+def _value(key: str, text: str) -> Any:
+    """An override's value: TOML, or plain text where it is not."""
+    document = f"value = {text}"
+    try:
+        is_toml = len(tomllib.loads(document)) == 1  # what follows a line end would be another setting
+    except tomllib.TOMLDecodeError:
+        is_toml = False
+    except (ValueError, RecursionError):
+        is_toml = True  # beyond its limits, as the next line says
+    if is_toml:
+        return documents.parse_toml(document, key, RecipeError, "a value")["value"]
+    if not documents.is_text(text):
+        raise RecipeError(f"{key}: not UTF-8")
+    return text
 
 
 def _child(node: Any, part: str, key: str) -> Any:

@@ -36,6 +36,27 @@ def test_no_verb_at_all_shows_the_help(tiny_cache: Path):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "base", "--max-tokens", "0"], "bactrian generate: Invalid value for '--max-tokens': 0 is not in"),
+        (["generate", "base", "--max-tokens", 10**18], "'--max-tokens'"),
+        (["generate", "base", "--temperature", "-1"], "'--temperature'"),
+        (["chat", "base", "--top-k", 10**30], "'--top-k'"),
+        (["chat", "base", "--seed", 2**40], "'--seed'"),
+        (["plan", "recipe.toml", "--target", "8xcpu", "--price", "inf"], "'--price'"),
+        (["data", "build", "recipe.toml", "--processes", 10**9], "'--processes'"),
+        (["plan", "recipe.toml", "--targett", "x"], "No such option: --targett"),
+        (["plan"], "bactrian plan: Missing argument 'RECIPE'; see bactrian plan --help"),
+        (["nothing"], "bactrian: No such command 'nothing'; see bactrian --help"),
+    ],
+)
+def test_a_misused_option_is_one_line_that_names_it(arguments: list[object], said: str):
+    done = tiny.call(*arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
+    assert done.err.startswith("error: bactrian") and said in done.err
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("bactrian.recipe.load", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

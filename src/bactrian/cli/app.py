@@ -56,11 +56,11 @@ Model = Annotated[
 ]
 ChatOption = Annotated[Literal["tulu", "model"], typer.Option(help="Chat format: Tulu's, or the model's own template.")]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Numbers to compute with.")]
-MaxTokens = Annotated[int, typer.Option(help="Most tokens in an answer.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
-TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens that hold this share.")]
-Seed = Annotated[int, typer.Option(help="Of sampling.")]
+MaxTokens = Annotated[int, typer.Option(min=1, max=2**20, help="Most tokens in an answer.")]
+Temperature = Annotated[float, typer.Option(min=0, max=1000, help="0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Sample among so many tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample among the likeliest tokens that hold this share.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")]
 BackTo = Annotated[
     str | None,
     typer.Option(
@@ -233,7 +233,9 @@ def data_build(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A data recipe, a TOML file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The data set's folder; if not given data/NAME.")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="How many; if not given one for each core.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="How many; if not given one for each core.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
 ) -> None:
     """Build a data set: Parquet shards, and a ledger of every row. Run again, it goes on where it was cut short."""
@@ -274,7 +276,7 @@ def data_sample(
     prompts: Annotated[Path, typer.Option(help="A .jsonl with `prompt` or `messages` per row, or plain lines.")],
     judge: Annotated[str, typer.Option(help="module:function: a prompt's turns and its answers → their scores.")],
     out: Annotated[Path, typer.Option(help="The folder for answers, pairs and ledger.")],
-    answers: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 4,
+    answers: Annotated[int, typer.Option(min=2, max=1024, help="Answers to each prompt.")] = 4,
     policy: Annotated[
         Literal["best_random", "best_lower", "best_worst", "all_pairs", "ranking"],
         typer.Option(help="Which answers are compared."),
@@ -364,32 +366,44 @@ def main() -> None:
     if is_own:  # this process is the command's own
         process.prepare()
     try:
-        code = _told(_told(0, _invoke), lambda: sys.stdout.flush())
+        code = _told(_invoke)
+        code = code or _told(lambda: sys.stdout.flush())
     finally:
         if is_own:
             ends.surely(code)
     sys.exit(code)
 
 
-def _invoke() -> None:
+def _invoke() -> Any:
     """Do what was typed. Raises `InputError` where that is no text: it would be stored, and cannot be encoded."""
     for number, argument in enumerate(sys.argv[1:], 1):
         if not documents.is_text(argument):
             raise InputError(f"argument {number}, {argument!r}, is no UTF-8 text; write it, or name the file, in UTF-8")
-    app(prog_name="bactrian")
+    return app(prog_name="bactrian", standalone_mode=False)
 
 
-def _told(code: int, call: Callable[[], None]) -> int:
-    """The exit code after a call, its fault told in a line; that of before where it went well."""
+def _told(call: Callable[[], Any]) -> int:
+    """The exit code of a call, its fault told in a line."""
     try:
-        call()
+        returned = call()
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
-        told = error if isinstance(error, BactrianError) else refusal(error)
+        told = error if isinstance(error, BactrianError) else _misused(error) or refusal(error)
         if told is None:
             raise
         if not (isinstance(told, OutputLost) and told.is_quiet):
             progress.tell(line(told))
-        return code or told.exit_code
-    return code
+        return told.exit_code
+    return returned if isinstance(returned, int) else 0
+
+
+def _misused(error: Any) -> InputError | None:
+    """What is wrong with the options and arguments, of which typer's errors say nothing but that."""
+    if not hasattr(error, "format_message"):
+        return None
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise SystemExit(print(context.get_help()) or error.exit_code)
+    verb = context.command_path if context is not None else "bactrian"
+    return InputError(f"{verb}: {error.format_message().rstrip('.')}; see {verb} --help")

@@ -1,7 +1,8 @@
 """The one door for JSON and TOML. What is read is bounded and its faults are one line; what is written is JSON to all.
 
 Read: at most `LARGEST` bytes, UTF-8 with or without a byte-order mark, nested at most `DEEPEST` levels, no NaN or
-Infinity, no half of a surrogate pair. Written: valid JSON (RFC 8259), so a number that is not finite becomes null.
+Infinity, no whole number of more than `WIDEST` bits, no half of a surrogate pair. Written: valid JSON (RFC 8259), so a
+number that is not finite becomes null.
 """
 
 import codecs
@@ -15,6 +16,7 @@ from bactrian.errors import DataError, InputError
 
 LARGEST = 256 * 2**20  # bytes; what is read through this door is settings, indices and ledgers, never a data set
 DEEPEST = 100  # levels
+WIDEST = 256  # bits of a whole number; TOML asks for 64, and nothing that is read here needs more
 
 
 def read_json(path: Path, kind: type[InputError] = DataError, advice: str = "restore the file") -> Any:
@@ -48,15 +50,17 @@ def read_toml(path: Path, kind: type[InputError] = DataError, what: str = "the f
     return parse_toml(text, str(path), kind)
 
 
-def parse_toml(text: str | bytes, where: str, kind: type[InputError] = DataError) -> dict[str, Any]:
-    """The tree of a TOML text; `where` names it. Raises `kind`."""
+def parse_toml(
+    text: str | bytes, where: str, kind: type[InputError] = DataError, what: str = "a TOML file"
+) -> dict[str, Any]:
+    """The tree of a TOML text; `where` names it, `what` says what it is. Raises `kind`."""
     try:
         tree = tomllib.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise kind(f"{where}: not a TOML file: {_reason(error)}") from None
+        raise kind(f"{where}: not {what}: {_reason(error)}") from None
     fault = fault_of(tree)
     if fault is not None:
-        raise kind(f"{where}: not a TOML file that can be used: {fault}")
+        raise kind(f"{where}: not {what} that can be used: {fault}")
     return tree
 
 
@@ -100,7 +104,9 @@ def read_text(path: Path, what: str, kind: type[InputError] = DataError) -> str:
 
 
 def fault_of(value: Any, depth: int = 0) -> str | None:
-    """What keeps a value read from a document from being used: nested too deep, or text that is no Unicode."""
+    """What keeps a value read from a document from being used: nested too deep, or text or numbers beyond all use."""
+    if isinstance(value, int):
+        return f"a whole number of more than {WIDEST} bits" if value.bit_length() > WIDEST else None
     if depth > DEEPEST:
         return f"nested more than {DEEPEST} levels deep"
     if isinstance(value, str):

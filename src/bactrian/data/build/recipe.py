@@ -30,7 +30,9 @@ class Tokenizer(Section):
 class Mixture(Section):
     """How sources become one data set. Everything drawn is a function of the seed."""
 
-    size: int | None = Field(default=None, ge=1, description="records in all, where sources have proportions")
+    size: int | None = Field(
+        default=None, ge=1, le=10**12, description="records in all, where sources have proportions"
+    )
     temperature: float | None = Field(
         default=None, gt=0, description="a source of n records gets a share proportional to n^(1/temperature)"
     )
@@ -44,13 +46,13 @@ class Writing(Section):
     """How rows are read and written."""
 
     on_bad_row: OnBadRow = Field(default="stop", description="what happens to a row that does not fit")
-    shard_rows: int = Field(default=10_000, ge=1, description="rows in a Parquet file")
+    shard_rows: int = Field(default=10_000, ge=1, le=10**9, description="rows in a Parquet file")
 
 
 class Build(Section):
     """One data set, whole."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     seed: int = Field(default=0, ge=0, lt=2**32)
     build: Writing = Writing()
     tokenizer: Tokenizer | None = None

@@ -24,8 +24,10 @@ class Length(Section):
 
     kind: Literal["length"]
     in_order: ClassVar[bool] = False
-    max_characters: int | None = Field(default=None, ge=1, description="of all turns; of the longest branch of a pair")
-    max_turns: int | None = Field(default=None, ge=1, description="a system message is no turn")
+    max_characters: int | None = Field(
+        default=None, ge=1, le=10**12, description="of all turns; of the longest branch of a pair"
+    )
+    max_turns: int | None = Field(default=None, ge=1, le=10**9, description="a system message is no turn")
 
 
 class AlikeAnswers(Section):
@@ -87,7 +89,7 @@ class Contamination(Section):
     kind: Literal["contamination"]
     in_order: ClassVar[bool] = False
     against: tuple[EvaluationSet, ...] = Field(min_length=1)
-    words: int = Field(default=13, ge=8, description="length of the run; GPT-3's paper takes 13")
+    words: int = Field(default=13, ge=8, le=10_000, description="length of the run; GPT-3's paper takes 13")
 
 
 Kinds = Turns | Length | AlikeAnswers | Duplicates | NearDuplicates | Language | Substrings | Contamination
