@@ -39,12 +39,15 @@ def test_no_verb_at_all_shows_the_help(tiny_cache: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["generate", "base", "--max-tokens", "0"], "bactrian generate: Invalid value for '--max-tokens': 0 is not in"),
+        (["generate", "base", "--max-tokens", "0"], "bactrian generate: Invalid value for '--max-tokens': "),
         (["generate", "base", "--max-tokens", 10**18], "'--max-tokens'"),
         (["generate", "base", "--temperature", "-1"], "'--temperature'"),
         (["chat", "base", "--top-k", 10**30], "'--top-k'"),
         (["chat", "base", "--seed", 2**40], "'--seed'"),
         (["plan", "recipe.toml", "--target", "8xcpu", "--price", "inf"], "'--price'"),
+        (["plan", "recipe.toml", "--target", "8xcpu", "--price", "nan"], "Invalid value for '--price': "),
+        (["evaluate", "mt-bench", "base", "--timeout", "nan"], "Invalid value for '--timeout': "),
+        (["evaluate", "mt-bench", "base", "--concurrency", 10**9], "'--concurrency'"),
         (["data", "build", "recipe.toml", "--processes", 10**9], "'--processes'"),
         (["plan", "recipe.toml", "--targett", "x"], "No such option: --targett"),
         (["plan"], "bactrian plan: Missing argument 'RECIPE'; see bactrian plan --help"),

@@ -10,6 +10,7 @@ import typer.core
 
 from bactrian import ends, interrupts, process, progress
 from bactrian.cli.evaluate import evaluate_app
+from bactrian.cli.options import a_number
 from bactrian.cli.plan import plan
 from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
 from bactrian.files import documents
@@ -57,9 +58,11 @@ Model = Annotated[
 ChatOption = Annotated[Literal["tulu", "model"], typer.Option(help="Chat format: Tulu's, or the model's own template.")]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Numbers to compute with.")]
 MaxTokens = Annotated[int, typer.Option(min=1, max=2**20, help="Most tokens in an answer.")]
-Temperature = Annotated[float, typer.Option(min=0, max=1000, help="0 takes the likeliest token.")]
+Temperature = Annotated[float, typer.Option(callback=a_number, min=0, max=1000, help="0 takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Sample among so many tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample among the likeliest tokens that hold this share.")]
+TopP = Annotated[
+    float, typer.Option(callback=a_number, min=0, max=1, help="Sample among the likeliest tokens that hold this share.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")]
 BackTo = Annotated[
     str | None,
@@ -191,7 +194,7 @@ def score(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Conversations or pairs, in any layout a recipe takes.")],
     format: Annotated[Literal["tulu", "model"], typer.Option("--chat", help="Chat format.")] = "model",
     reference: Annotated[str | None, typer.Option(help="A MODEL; adds DPO's margin over it.")] = None,
-    beta: Annotated[float, typer.Option(help="Of the margin.")] = 0.1,
+    beta: Annotated[float, typer.Option(callback=a_number, min=0, max=1e6, help="Of the margin.")] = 0.1,
     learn: Annotated[Literal["all", "last"] | None, typer.Option(help="Turns to score.")] = None,
     dtype: Dtype = "float32",
 ) -> None:
@@ -281,7 +284,9 @@ def data_sample(
         Literal["best_random", "best_lower", "best_worst", "all_pairs", "ranking"],
         typer.Option(help="Which answers are compared."),
     ] = "best_worst",
-    min_margin: Annotated[float, typer.Option(min=0, help="What the scores of two compared answers differ by.")] = 0.0,
+    min_margin: Annotated[
+        float, typer.Option(callback=a_number, min=0, help="What the scores of two compared answers differ by.")
+    ] = 0.0,
     keep_cut: Annotated[
         bool, typer.Option("--keep-cut", help="Compare answers that reached --max-tokens too.")
     ] = False,

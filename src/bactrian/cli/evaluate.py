@@ -8,7 +8,7 @@ import typer
 
 from bactrian import progress
 from bactrian.cli import benchmarks
-from bactrian.cli.options import WithDefault, grouped
+from bactrian.cli.options import WithDefault, a_number, grouped
 from bactrian.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ class AnswerOptions:
     chat: Annotated[Literal["tulu", "model"], typer.Option(help="Chat format: Tulu's, or the model's own.")] = "model"
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Numbers to compute with.")] = "float32"
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens in an answer; 1024 for MT-Bench, 2048 for AlpacaEval.")
+        int | None,
+        typer.Option(min=1, max=2**20, help="Most tokens in an answer; 1024 for MT-Bench, 2048 for AlpacaEval."),
     ] = None
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")] = 0
 
     def candidate(self, model: str, max_tokens: int) -> "Candidate":
         from bactrian.evaluating import Candidate
@@ -81,17 +82,30 @@ class JudgeOptions:
         str | None, typer.Option(envvar="BACTRIAN_JUDGE_MODEL", help="The judge's name at its address.")
     ] = None
     judge_key: Annotated[str, typer.Option(help="The variable that holds its address's key.")] = "OPENAI_API_KEY"
-    concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 8
-    requests_per_minute: Annotated[int, typer.Option(help="Most requests a minute; 0: no limit.")] = 0
-    tokens_per_minute: Annotated[int, typer.Option(help="Most tokens a minute; 0: no limit.")] = 0
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0
-    retries: Annotated[int, typer.Option(help="Tries after a request failed.")] = 6
-    retry_wait: Annotated[float, typer.Option(help="Seconds before the first of them; then twice as long.")] = 1.0
-    reasks: Annotated[int, typer.Option(help="Tries after a refusal or a reply without a verdict.")] = 2
-    max_calls: Annotated[int | None, typer.Option(help="Budget: most requests in all.")] = None
-    max_cost: Annotated[float | None, typer.Option(help="Budget: most money in all.")] = None
-    price_in: Annotated[float, typer.Option(help="Price of a million tokens of prompt.")] = 0.0
-    price_out: Annotated[float, typer.Option(help="Price of a million tokens of reply.")] = 0.0
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Requests at once.")] = 8
+    requests_per_minute: Annotated[int, typer.Option(min=0, max=10**9, help="Most requests a minute; 0: no limit.")] = 0
+    tokens_per_minute: Annotated[int, typer.Option(min=0, max=10**12, help="Most tokens a minute; 0: no limit.")] = 0
+    timeout: Annotated[
+        float, typer.Option(callback=a_number, min=0.001, max=86400, help="Seconds for one request.")
+    ] = 120.0
+    retries: Annotated[int, typer.Option(min=0, max=1000, help="Tries after a request failed.")] = 6
+    retry_wait: Annotated[
+        float,
+        typer.Option(callback=a_number, min=0, max=3600, help="Seconds before the first of them; then twice as long."),
+    ] = 1.0
+    reasks: Annotated[
+        int, typer.Option(min=0, max=1000, help="Tries after a refusal or a reply without a verdict.")
+    ] = 2
+    max_calls: Annotated[int | None, typer.Option(min=0, max=10**12, help="Budget: most requests in all.")] = None
+    max_cost: Annotated[
+        float | None, typer.Option(callback=a_number, min=0, max=1e12, help="Budget: most money in all.")
+    ] = None
+    price_in: Annotated[
+        float, typer.Option(callback=a_number, min=0, max=1e9, help="Price of a million tokens of prompt.")
+    ] = 0.0
+    price_out: Annotated[
+        float, typer.Option(callback=a_number, min=0, max=1e9, help="Price of a million tokens of reply.")
+    ] = 0.0
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count calls and tokens; ask nobody.")] = False
 
     def judging(self) -> "Judging":
@@ -224,8 +238,10 @@ def judge(
     prompt: Annotated[
         Literal["mt-bench", "alpaca-eval-1", "alpaca-eval-2"], typer.Option(help="Whose judge prompt to use.")
     ] = "mt-bench",
-    samples: Annotated[int, typer.Option(min=1, help="Verdicts on each pair in each order.")] = 1,
-    temperature: Annotated[float, typer.Option(help="Of the judge, where there are several samples.")] = 0.7,
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="Verdicts on each pair in each order.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(callback=a_number, min=0, max=1000, help="Of the judge, where there are several samples.")
+    ] = 0.7,
     out: Out = None,
     as_json: AsJson = False,
     data: Data = None,

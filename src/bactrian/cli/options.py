@@ -2,10 +2,12 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
+import typer
 import typer.core
 
 
@@ -45,6 +47,13 @@ def _parameters(group: type) -> list[inspect.Parameter]:
         default = inspect.Parameter.empty if each.default is MISSING else each.default
         found.append(inspect.Parameter(each.name, kind, default=default, annotation=hints[each.name]))
     return found
+
+
+def a_number(value: float | None) -> float | None:
+    """A callback of options: NaN lies between no bounds, and passes them all. Raises typer's error for the option."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
 
 
 class WithDefault(typer.core.TyperGroup):

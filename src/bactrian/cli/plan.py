@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bactrian.cli.options import a_number
+
 
 def plan(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a TOML file.")],
@@ -20,7 +22,7 @@ def plan(
         bool, typer.Option("--check", help="Fail where the compiled text moves what it should not.")
     ] = False,
     price: Annotated[
-        float | None, typer.Option(min=0, max=1e6, help="Dollars for a chip, or a GPU, for an hour.")
+        float | None, typer.Option(callback=a_number, min=0, max=1e6, help="Dollars for a chip, or a GPU, for an hour.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
