@@ -408,7 +408,8 @@ def _misused(error: Any) -> InputError | None:
     if not hasattr(error, "format_message"):
         return None
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        raise SystemExit(print(context.get_help()) or error.exit_code)
+    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
+        print(context.get_help())
+        raise SystemExit(error.exit_code)
     verb = context.command_path if context is not None else "bactrian"
     return InputError(f"{verb}: {error.format_message().rstrip('.')}; see {verb} --help")
