@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "src" / "bactrian"
 # inside has a place of its own.
 ORDER = [
     "errors interrupts cli.options",
-    "process",
+    "children masking process",
     "files",
     "cluster notices ends",
     "hosts",

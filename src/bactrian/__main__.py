@@ -12,6 +12,9 @@ def main() -> None:
     # Not where it is ignored, as in what a shell starts in the background.
     if getsignal(SIGINT) is default_int_handler:
         signal(SIGINT, _leave)
+    from bactrian.children import isolate
+
+    isolate()  # before anything else is imported: Python may have put the working folder first
     from contextlib import suppress
 
     from bactrian.cli import app

@@ -72,10 +72,11 @@ def run_suite(subject: Subject, wanted: suite.Wanted, beside: Sequence[str], out
 
 def run_tasks(subject: Subject, tasks: Tasks, out: Path) -> Row:
     """The scores of lm-eval's own tasks, also kept in the folder's tasks.json."""
+    manager = harness.prepare(tasks)  # before the model is read: what is missing is known at once
     respondent, model = _open(subject)
     how = {"fewshot": tasks.fewshot, "chat": tasks.chat}
     settings = {name: how for name in tasks.names}
-    found = _run_tasks(respondent, model, tasks, settings, out)
+    found = _run_tasks(respondent, model, tasks, settings, out, manager)
     suite.record(out, model, {name: {"lm_eval": row, "settings": how} for name, row in found.items()})
     return suite.scores(out)
 
@@ -92,12 +93,15 @@ def _open(subject: Subject) -> tuple[Respondent, Row]:
     return respondent, model
 
 
-def _run_tasks(respondent: Respondent, model: Row, tasks: Tasks, settings: Row, out: Path) -> dict[str, Row]:
+def _run_tasks(
+    respondent: Respondent, model: Row, tasks: Tasks, settings: Row, out: Path, manager: Any = None
+) -> dict[str, Row]:
+    manager = manager or harness.prepare(tasks)
     suite.settle(out, {"model": model, "limit": tasks.limit, "benchmarks": settings})
     kept = Kept(respondent, out / "responses.jsonl")
     kept.name = ", ".join(tasks.names)
     try:
-        return harness.run(kept, f"{model['weights'][:16]}-{model['chat']}", respondent.text, tasks)
+        return harness.run(kept, f"{model['weights'][:16]}-{model['chat']}", respondent.text, tasks, manager)
     finally:
         kept.close()
 

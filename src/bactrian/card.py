@@ -17,6 +17,7 @@ import jinja2
 from bactrian import lineage, report
 from bactrian.files.atomic import replacing
 from bactrian.markdown import code, harmless, number, quote, table
+from bactrian.masking import mask
 from bactrian.recipe import DPO, SFT, Evaluation, Recipe, Rule, Stage, StageName
 from bactrian.report import TITLES
 from bactrian.run import Run
@@ -75,7 +76,7 @@ def write(run: Run) -> Path:
     for name in pictures:
         with replacing(run.export / "plots" / f"{name}.png") as temporary:
             shutil.copyfile(run.plots / f"{name}.png", temporary)
-    text = _render(run, pictures)
+    text = mask(_render(run, pictures))
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -26,6 +26,7 @@ import errno
 import re
 import resource
 import signal
+from collections.abc import Callable
 
 
 class BactrianError(Exception):
@@ -172,11 +173,12 @@ def _what(error: BaseException) -> str:
 LONGEST_LINE = 400  # characters
 
 
-def line(error: BactrianError | Preempted) -> str:
-    """An error as the command says it: one line of at most `LONGEST_LINE` printable characters."""
+def line(error: BactrianError | Preempted, mask: Callable[[str], str] = str) -> str:
+    """An error as the command says it: one line of at most `LONGEST_LINE` printable characters. `mask` takes secrets
+    out, before the line is cut."""
     if isinstance(error, Preempted):
-        return printable(f"stopped: {error}" if error.exit_code == 75 else str(error))
-    return printable(f"{'error' if isinstance(error, InputError) else 'failed'}: {error}")
+        return printable(mask(f"stopped: {error}" if error.exit_code == 75 else str(error)))
+    return printable(mask(f"{'error' if isinstance(error, InputError) else 'failed'}: {error}"))
 
 
 def printable(text: str, longest: int = LONGEST_LINE) -> str:

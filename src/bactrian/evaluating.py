@@ -1,13 +1,12 @@
 """What `bactrian evaluate` puts together: whatever a MODEL or a judge stands for, the published files, and a folder."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from bactrian import progress
+from bactrian import masking, progress
 from bactrian.assistant import ChatFormat
 from bactrian.errors import InputError
 from bactrian.evaluate import (
@@ -24,10 +23,11 @@ from bactrian.evaluate import (
     verdicts,
 )
 from bactrian.evaluate import judge as judges
+from bactrian.evaluate.address import Address, Wire
 from bactrian.evaluate.alpaca_eval import Version
 from bactrian.evaluate.artifacts import Folder
 from bactrian.evaluate.calls import Call, Store
-from bactrian.evaluate.endpoint import Address, Endpoint
+from bactrian.evaluate.endpoint import Endpoint
 from bactrian.evaluate.judge import AnyJudge
 from bactrian.evaluate.pace import Budget, Limits
 from bactrian.evaluate.protocol import Generator, Responder, Settings
@@ -41,7 +41,7 @@ _FILES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who answers: a model, an address or a file of answers; and how a model of ours is read and asked."""
+    """Who answers: a model, an address or a file of answers; and how a model of ours, or an address, is asked."""
 
     model: str
     name: str | None = None
@@ -51,6 +51,7 @@ class Candidate:
     dtype: Dtype = "float32"
     max_tokens: int = mt_bench.MAX_TOKENS
     seed: int = 0
+    wire: Wire = field(default_factory=Wire)
 
     @property
     def file(self) -> Path | None:
@@ -72,7 +73,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judging:
-    """Who judges and within which limits."""
+    """Who judges, how it is asked, and within which limits."""
 
     judge: str | None
     model: str | None = None
@@ -82,18 +83,24 @@ class Judging:
     limits: Limits = field(default_factory=Limits)
     budget: Budget = field(default_factory=Budget)
     dry_run: bool = False
+    wire: Wire = field(default_factory=Wire)
+
+    @property
+    def is_address(self) -> bool:
+        return (self.judge or "").startswith(("http://", "https://"))
 
 
 def open_judge(judging: Judging, store: Store, template: str | None = None, version: Version = 1) -> AnyJudge:
     """The judge that is meant. Raises `InputError`."""
     kind, _, rest = (judging.judge or "").partition(":")
-    if kind in ("http", "https"):
+    if judging.is_address:
+        url = str(judging.judge)
         if judging.model is None:
-            raise InputError(f"{judging.judge}: say which model is to judge there, with --judge-model")
-        address = Address(
-            str(judging.judge), judging.model, _key(str(judging.judge), judging.key_name), judging.key_name
-        )
+            raise InputError(f"{url}: say which model is to judge there, with --judge-model")
+        address = Address(url, judging.model, _key(url, judging.key_name), judging.key_name, judging.wire)
         return Endpoint(address, store, judging.limits, judging.budget)
+    if judging.wire != Wire():
+        raise InputError(f"--judge {judging.judge or ''}: no address, so there are no requests that --judge-… changes")
     if kind == "replay" and rest:
         return judges.replay(Path(rest), template, version, judging.model)
     if kind == "engine" and rest:
@@ -108,7 +115,7 @@ def open_judge(judging: Judging, store: Store, template: str | None = None, vers
 
 
 def _key(url: str, name: str) -> str | None:
-    key = os.environ.get(name) or None
+    key = masking.key(name)
     if key is None and _HOSTED in url:
         raise InputError(f"{url}: there is no key; set {name} in the environment")
     return key
@@ -122,7 +129,9 @@ def _fingerprint(model: str) -> str:
 
 
 def _judges_name(judging: Judging) -> str:
-    """What judgments are kept under: a model of ours is known by its weights too."""
+    """What judgments are kept under: a model of ours is known by its weights too, an address by how it is asked."""
+    if judging.is_address:
+        return Address(str(judging.judge), judging.model or "", wire=judging.wire).kept_as
     kind, _, rest = (judging.judge or "").partition(":")
     name = judging.model or Path(rest).name
     return f"{name}@{_fingerprint(rest)[:16]}" if kind == "engine" and rest else name
@@ -138,9 +147,11 @@ def _engine(model: str, format: ChatFormat, dtype: Dtype) -> Responder:
 def _generator(candidate: Candidate, folder: Folder, limits: Limits) -> Iterator[Generator]:
     if candidate.is_address:
         key = _key(candidate.model, candidate.key_name)
+        name = candidate.model_name or ""
+        address = Address(candidate.model, name, key, candidate.key_name, candidate.wire, "--model")
         store = Store(folder.file("answer_calls.jsonl"))
         try:
-            yield Endpoint(Address(candidate.model, candidate.model_name or "", key, candidate.key_name), store, limits)
+            yield Endpoint(address, store, limits)
         finally:
             store.close()
     else:
@@ -160,6 +171,7 @@ def _settings(candidate: Candidate, questions: Path, **more: Any) -> Row:
         "max_tokens": candidate.max_tokens,
         "seed": candidate.seed,
         "questions": published.digest(questions),
+        "wire": candidate.wire.as_row() or None,
         **more,
     }
 
@@ -316,7 +328,7 @@ def _plan(calls: list[Call], judging: Judging, folder: Folder, answers_to_make: 
         calls = [call for call in calls if store.find(call.key(name), judging.limits.reasks) is None]
         store.close()
     tokens_in = sum(call.tokens_about for call in calls)
-    tokens_out = sum(call.max_tokens for call in calls)
+    tokens_out = sum(judging.wire.fit(call).max_tokens for call in calls)
     plan: Row = {
         "answers_to_make": answers_to_make,
         "judge_calls": len(calls),

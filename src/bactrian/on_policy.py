@@ -10,19 +10,16 @@ short goes on to the same answers. The pairs are made anew each time: another po
 """
 
 import hashlib
-import importlib
 import itertools
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from bactrian import ends, progress
+from bactrian import children, ends, progress
 from bactrian.assistant import Assistant
 from bactrian.data import binarize, screen
 from bactrian.data.binarize import Policy
@@ -59,13 +56,10 @@ def load_judge(name: str) -> Judge:
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise InputError(f"{name}: a judge is module:function, for example my_judge:score")
-    sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(children.named_by_user(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(f"{name}: no such judge: {error}; it is looked for in the working folder first") from None
-    finally:
-        sys.path.pop(0)
     if not callable(found):
         raise InputError(f"{name}: not a function")
     return cast(Judge, found)

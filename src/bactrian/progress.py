@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bactrian.errors import printable, shown
 from bactrian.files import documents
+from bactrian.masking import mask_line, masked
 
 
 class Plain(Console):
@@ -33,12 +34,12 @@ _WORTH_A_LINE = 1.0  # seconds: what is over sooner needs no progress shown
 def say(*lines: str) -> None:
     """What has just happened or is about to, a line each, on the standard error."""
     for line in lines:
-        console.print(printable(line))
+        console.print(printable(mask_line(line)))
 
 
 def tell(text: str) -> None:
     """Why a command ends, a line on the standard error; of every process of a run, also of those that say nothing."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(mask_line(text)), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
@@ -49,7 +50,7 @@ def show(text: str) -> None:
 
 def show_json(value: Any) -> None:
     """A value that the command was asked for, as one line of JSON on the standard output."""
-    show(documents.dumps(value))
+    show(documents.dumps(masked(value)))
 
 
 def table(width: int) -> Plain:

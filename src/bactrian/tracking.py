@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from bactrian import masking
 from bactrian.errors import RecipeError
 from bactrian.files.atomic import writing
 from bactrian.recipe import Recipe
@@ -73,9 +74,11 @@ class WandB:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raise `RecipeError` if a tracker that the recipe asks for is not installed."""
-    if recipe.tracking.wandb and importlib.util.find_spec("wandb") is None:
-        raise RecipeError("tracking.wandb: wandb is not installed; pip install 'bactrian[wandb]'")
+    """Raise `InputError` if a tracker that the recipe asks for is not installed, or its key cannot be sent."""
+    if recipe.tracking.wandb:
+        masking.key("WANDB_API_KEY")
+        if importlib.util.find_spec("wandb") is None:
+            raise RecipeError("tracking.wandb: wandb is not installed; pip install 'bactrian[wandb]'")
 
 
 def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:

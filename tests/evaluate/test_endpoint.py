@@ -16,8 +16,9 @@ from fake_judge import FAULTS, FakeJudge, answer
 from bactrian.data.records import Message
 from bactrian.errors import InputError, JudgeError
 from bactrian.evaluate import mt_bench
+from bactrian.evaluate.address import Address
 from bactrian.evaluate.calls import Call, Failure, Reply, Store, chat
-from bactrian.evaluate.endpoint import Address, Endpoint
+from bactrian.evaluate.endpoint import Endpoint
 from bactrian.evaluate.pace import Budget, Limits
 from bactrian.evaluate.protocol import Settings
 
@@ -160,7 +161,8 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what is run in the background ignores it
 from pathlib import Path
 from bactrian.evaluate.calls import Call, Store, chat
-from bactrian.evaluate.endpoint import Address, Endpoint
+from bactrian.evaluate.address import Address
+from bactrian.evaluate.endpoint import Endpoint
 from bactrian.evaluate.pace import Limits
 from bactrian.evaluate import mt_bench
 calls = [Call(chat("Use [[rating]].", f"answer {n}"), 64) for n in range(60)]

@@ -14,6 +14,7 @@ from bactrian.cli.options import a_number
 from bactrian.cli.plan import plan
 from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
 from bactrian.files import documents
+from bactrian.masking import mask_line
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -28,7 +29,7 @@ class _Verbs(typer.core.TyperGroup):
                 return result
         except KeyboardInterrupt as error:
             told = isinstance(error, Preempted)
-            progress.tell(line(error) if told else "interrupted")
+            progress.tell(line(error, mask_line) if told else "interrupted")
             raise SystemExit(error.exit_code if told else interrupts.CODE) from None
 
 
@@ -398,7 +399,7 @@ def _told(call: Callable[[], Any]) -> int:
         if told is None:
             raise
         if not (isinstance(told, OutputLost) and told.is_quiet):
-            progress.tell(line(told))
+            progress.tell(line(told, mask_line))
         return told.exit_code
     return returned if isinstance(returned, int) else 0
 

@@ -1,5 +1,6 @@
 """The verbs of `bactrian evaluate`. Heavy parts load inside the verb that needs them."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,10 +9,11 @@ import typer
 
 from bactrian import progress
 from bactrian.cli import benchmarks
-from bactrian.cli.options import WithDefault, a_number, grouped
+from bactrian.cli.options import Prefix, WithDefault, a_number, grouped
 from bactrian.errors import InputError
 
 if TYPE_CHECKING:
+    from bactrian.evaluate.address import Wire
     from bactrian.evaluate.alpaca_eval_job import Files as AlpacaEvalFiles
     from bactrian.evaluate.mt_bench_job import Files as MTBenchFiles
     from bactrian.evaluating import Candidate, Judging
@@ -37,6 +39,54 @@ JudgePrompts = Annotated[Path | None, typer.Option("--judge-prompts", help="The 
 
 
 @dataclass(frozen=True)
+class WireOptions:
+    """What an address takes, where that is not the protocol's plain request."""
+
+    max_completion: Annotated[
+        int | None, typer.Option(metavar="N", help="For an address: max_completion_tokens in place of max_tokens.")
+    ] = None
+    no_temperature: Annotated[bool, typer.Option(help="For an address: send neither temperature nor top_p.")] = False
+    reasoning: Annotated[
+        str | None, typer.Option(metavar="EFFORT", help="For an address: reasoning_effort: low, medium, high, …")
+    ] = None
+    extra_body: Annotated[
+        str | None, typer.Option(metavar="JSON", help="For an address: more fields of the body; null leaves one out.")
+    ] = None
+    extra_header: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="For an address: one more header; may be given again."),
+    ] = None
+    key_header: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For an address: the header that takes the key, as api-key.")
+    ] = None
+    no_system: Annotated[bool, typer.Option(help="For an address: put a system message before the user's.")] = False
+
+    def wire(self, option: str) -> "Wire":
+        """As requests are made; `option` begins the options' names. Raises `InputError`."""
+        from bactrian.evaluate.address import Wire
+        from bactrian.files import documents
+
+        body = documents.parse_json(self.extra_body or "{}", f"{option}-extra-body", InputError)
+        if not isinstance(body, dict):
+            raise InputError(f"{option}-extra-body: not a JSON object; write one as '{{\"top_k\": 1}}'")
+        headers = {}
+        for each in self.extra_header or ():
+            name, sign, value = re.match(r"([^:=]*)([:=]?)(.*)", each, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+            if not sign or not name.strip():
+                raise InputError(f"{option}-extra-header: not a header; write NAME=VALUE")
+            headers[name.strip()] = value.strip()
+        return Wire(
+            max_completion_tokens=self.max_completion,
+            has_temperature=not self.no_temperature,
+            reasoning_effort=self.reasoning,
+            extra_body=body,
+            extra_headers=headers,
+            key_header=self.key_header,
+            has_system=not self.no_system,
+        )
+
+
+@dataclass(frozen=True)
 class AnswerOptions:
     """How answers are made."""
 
@@ -51,7 +101,7 @@ class AnswerOptions:
     ] = None
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")] = 0
 
-    def candidate(self, model: str, max_tokens: int) -> "Candidate":
+    def candidate(self, model: str, max_tokens: int, wire: WireOptions) -> "Candidate":
         from bactrian.evaluating import Candidate
 
         return Candidate(
@@ -63,6 +113,7 @@ class AnswerOptions:
             dtype=self.dtype,
             max_tokens=self.max_tokens or max_tokens,
             seed=self.seed,
+            wire=wire.wire("--model"),
         )
 
 
@@ -108,7 +159,7 @@ class JudgeOptions:
     ] = 0.0
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count calls and tokens; ask nobody.")] = False
 
-    def judging(self) -> "Judging":
+    def judging(self, wire: WireOptions) -> "Judging":
         from bactrian.evaluate.pace import Budget, Limits
         from bactrian.evaluating import Judging
 
@@ -122,7 +173,15 @@ class JudgeOptions:
             reasks=self.reasks,
         )
         budget = Budget(self.max_calls, self.max_cost, self.price_in, self.price_out)
-        return Judging(self.judge, self.judge_model, self.judge_key, limits=limits, budget=budget, dry_run=self.dry_run)
+        return Judging(
+            self.judge,
+            self.judge_model,
+            self.judge_key,
+            limits=limits,
+            budget=budget,
+            dry_run=self.dry_run,
+            wire=wire.wire("--judge"),
+        )
 
 
 @dataclass(frozen=True)
@@ -158,6 +217,10 @@ class AlpacaEvalOptions:
         return Files(self.reference, self.judge_prompts, self.difficulty, self.gamed, self.data, self.limit, beside)
 
 
+ModelWire = Annotated[WireOptions, Prefix("model")]
+JudgeWire = Annotated[WireOptions, Prefix("judge")]
+
+
 @evaluate_app.command("mt-bench")
 @grouped
 def mt_bench(
@@ -174,7 +237,9 @@ def mt_bench(
     as_json: AsJson = False,
     files: MTBenchOptions = MTBenchOptions(),
     answering: AnswerOptions = AnswerOptions(),
+    answering_wire: ModelWire = WireOptions(),
     judging: JudgeOptions = JudgeOptions(),
+    judging_wire: JudgeWire = WireOptions(),
 ) -> None:
     """MT-Bench: 80 questions of two turns, by FastChat's rules."""
     from bactrian import evaluating
@@ -184,11 +249,11 @@ def mt_bench(
         scores = evaluating.score_judgments(judgments, files.questions, baseline, out, judging.judge_model)
     else:
         first, folder = _asked(model, out, "mt-bench", "--judgments FILE")
-        candidate = answering.candidate(first, rules.MAX_TOKENS)
+        candidate = answering.candidate(first, rules.MAX_TOKENS, answering_wire)
         # Asked as the first is.
         other = replace(answering, name=against_name, model_name=against_name)
-        second = None if against is None else other.candidate(against, rules.MAX_TOKENS)
-        scores = evaluating.run_mt_bench(candidate, second, files.files(), judging.judging(), folder)
+        second = None if against is None else other.candidate(against, rules.MAX_TOKENS, answering_wire)
+        scores = evaluating.run_mt_bench(candidate, second, files.files(), judging.judging(judging_wire), folder)
     _tell(scores, as_json, judging.dry_run, "mt_bench")
 
 
@@ -210,7 +275,9 @@ def alpaca_eval(
     as_json: AsJson = False,
     files: AlpacaEvalOptions = AlpacaEvalOptions(),
     answering: AnswerOptions = AnswerOptions(),
+    answering_wire: ModelWire = WireOptions(),
     judging: JudgeOptions = JudgeOptions(),
+    judging_wire: JudgeWire = WireOptions(),
 ) -> None:
     """AlpacaEval 1.0 and 2.0: 805 instructions against a reference model's outputs."""
     from bactrian import evaluating
@@ -226,8 +293,8 @@ def alpaca_eval(
         scores = evaluating.score_annotations(annotations, beside, kind, out, answering.name, judging.judge_model)
     else:
         first, folder = _asked(model, out, f"alpaca-eval-{version}", "--annotations FILE")
-        candidate = answering.candidate(first, rules.MAX_TOKENS)
-        scores = evaluating.run_alpaca_eval(candidate, files.files(), kind, judging.judging(), folder)
+        candidate = answering.candidate(first, rules.MAX_TOKENS, answering_wire)
+        scores = evaluating.run_alpaca_eval(candidate, files.files(), kind, judging.judging(judging_wire), folder)
     _tell(scores, as_json, judging.dry_run, "alpaca_eval", f"AlpacaEval {version}.0")
 
 
@@ -247,6 +314,7 @@ def judge(
     data: Data = None,
     judge_prompts: JudgePrompts = None,
     judging: JudgeOptions = JudgeOptions(),
+    judging_wire: JudgeWire = WireOptions(),
 ) -> None:
     """How good a judge is: agreement with people, position and length bias, self-consistency."""
     from bactrian import evaluating
@@ -254,7 +322,7 @@ def judge(
     if out is None:
         raise InputError("say with --out where the judgments are to be kept")
     found = evaluating.judge_prompt(prompt, judge_prompts, data)
-    scores = evaluating.run_judge(pairs, found, judging.judging(), samples, temperature, out)
+    scores = evaluating.run_judge(pairs, found, judging.judging(judging_wire), samples, temperature, out)
     _tell(scores, as_json, judging.dry_run, "judge_quality", judging.judge_model or judging.judge or "")
 
 

@@ -1,14 +1,22 @@
 """Options of the command that several verbs share, each group a dataclass with a field per option."""
 
+import copy
 import functools
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 import typer.core
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of the names of a group's options: `Annotated[Options, Prefix("judge")]` has `--judge-…`."""
+
+    text: str
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -17,19 +25,21 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     `def verb(model: Model, judge: JudgeOptions)` is called with `judge` made from its options.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, type] = {}
+    groups: dict[str, tuple[type, str]] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if is_dataclass(hints[name]):
-            groups[name] = hints[name]
-            parameters += _parameters(hints[name])
+        kind, prefix = _group(hints[name])
+        if kind is not None:
+            groups[name] = kind, prefix
+            parameters += _parameters(kind, prefix)
         else:
             parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
         made = {
-            name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
+            name: kind(**{each.name: given.pop(prefix + each.name) for each in fields(kind)})
+            for name, (kind, prefix) in groups.items()
         }
         command(**given, **made)
 
@@ -39,13 +49,28 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _parameters(group: type) -> list[inspect.Parameter]:
+def _group(hint: Any) -> tuple[type | None, str]:
+    """The dataclass that a parameter's type is, or None, and what its options' names begin with."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return hint, ""
+    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (None,)
+    prefix = next((note.text for note in notes if isinstance(note, Prefix)), None)
+    return (None, "") if prefix is None else (kind, f"{prefix}_")
+
+
+def _parameters(group: type, prefix: str) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     kind = inspect.Parameter.KEYWORD_ONLY
     found = []
     for each in fields(group):
         default = inspect.Parameter.empty if each.default is MISSING else each.default
-        found.append(inspect.Parameter(each.name, kind, default=default, annotation=hints[each.name]))
+        hint = hints[each.name]
+        if prefix:
+            plain, option = get_args(hint)
+            option = copy.copy(option)
+            option.param_decls = (f"--{prefix}{each.name}".replace("_", "-"),)  # for a flag too, which has no --no-…
+            hint = Annotated[plain, option]
+        found.append(inspect.Parameter(prefix + each.name, kind, default=default, annotation=hint))
     return found
 
 

@@ -14,6 +14,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from bactrian import children
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -59,7 +61,8 @@ def _shared(
             # A process that this starts has Ctrl-C blocked from its first instant on: the caller is interrupted.
             masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                under_way.append(pool.submit(_work, task))
+                with children.isolated():
+                    under_way.append(pool.submit(_work, task))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             if len(under_way) >= _AHEAD * processes:

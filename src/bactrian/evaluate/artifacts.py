@@ -21,6 +21,7 @@ from bactrian.errors import RunError
 from bactrian.evaluate.calls import Store
 from bactrian.files import documents
 from bactrian.files.atomic import read_jsonl, write_json, write_jsonl, writing
+from bactrian.masking import masked
 
 Row = dict[str, Any]
 
@@ -56,7 +57,7 @@ class Folder:
 
     def settle(self, settings: Row) -> None:
         """Record how answers are made, or check that it is how those in the folder were. Raises `RunError`."""
-        settings = {**settings, "version": bactrian.__version__}
+        settings = masked({**settings, "version": bactrian.__version__})
         path = self.file("settings.json")
         if path.exists():
             earlier = documents.read_json(path, RunError, "choose another --out")
@@ -77,7 +78,7 @@ class Folder:
     def keep_questions(self, rows: list[Row]) -> None:
         """Write what is asked. Raises `RunError` where answers to something else are there."""
         before = read_jsonl(self.file("questions.jsonl"))
-        if before and self.file("answers.jsonl").exists() and before != _as_read(rows):
+        if before and self.file("answers.jsonl").exists() and before != _as_read(masked(rows)):
             raise RunError(f"{self.path}: answers to other questions are there; choose another --out")
         self.write_rows("questions.jsonl", rows)
 
@@ -107,7 +108,7 @@ class Folder:
     def append_answers(self, rows: list[Row]) -> None:
         """Add answers; they are on disk when this returns."""
         path = self.file("answers.jsonl")
-        text = "".join(documents.dumps(row) + "\n" for row in rows)
+        text = "".join(documents.dumps(row) + "\n" for row in masked(rows))
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:

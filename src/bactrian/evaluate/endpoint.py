@@ -13,15 +13,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from bactrian import interrupts, progress
+from bactrian import interrupts, masking, progress
 from bactrian.data.records import Message
 from bactrian.errors import InputError, JudgeError, Preempted
 from bactrian.evaluate import calls, needs, reading
+from bactrian.evaluate.address import Address
 from bactrian.evaluate.calls import Call, Failure, Reply, Store, Usable
 from bactrian.evaluate.pace import Budget, Limits, Pace, Purse, billed
 from bactrian.evaluate.protocol import Prompt, Settings
@@ -29,33 +30,9 @@ from bactrian.files import documents
 
 _LONGEST_WAIT = 60.0  # seconds between two attempts
 _GRACE = 5.0  # seconds that replies on their way have to arrive when the job is interrupted
-_ALTERNATIVES = 5  # of the first token, where choices are compared; AlpacaEval asks for as many
 _GIVE_UP_AFTER = 8  # calls that failed for good, without a single reply
 _LOOK_AGAIN = 0.02  # seconds between two looks at whether the budget has room
 _NO_KEY = "none"  # what is sent where there is no key: servers of one's own want none
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where and as whom to ask. The key is never written anywhere."""
-
-    url: str
-    model: str
-    key: str | None = None
-    key_name: str = "OPENAI_API_KEY"
-
-    @property
-    def base(self) -> str:
-        """The address up to where the protocol's paths begin."""
-        parts = urlsplit(self.url)
-        path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
-        return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-
-    @property
-    def shown(self) -> str:
-        """The address without whatever secret it may hold."""
-        parts = urlsplit(self.base)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 class _Passing(Exception):
@@ -79,10 +56,8 @@ class Endpoint:
     """An address that answers requests, with everything kept in a store."""
 
     def __init__(self, address: Address, store: Store, limits: Limits | None = None, budget: Budget | None = None):
-        if urlsplit(address.url).scheme not in ("http", "https"):
-            raise InputError(f"{address.url}: not an address; give one that begins with http:// or https://")
+        self.address = address.checked()
         self._openai = needs.load("openai")
-        self.address = address
         self.store = store
         self.limits = limits or Limits()
         self.purse = Purse(budget or Budget(), store)
@@ -93,12 +68,13 @@ class Endpoint:
 
     def ask(self, calls: list[Call], usable: Usable, title: str = "judgments") -> list[Reply | Failure]:
         """A reply to each call, in order; equal calls are sent once. Raises `JudgeError` where going on is useless."""
-        keys = [call.key(self.address.model) for call in calls]
+        keys = [call.key(self.address.kept_as) for call in calls]
         outcomes: dict[str, Reply | Failure] = {}
         for key in keys:
             if (reply := self.store.find(key, self.limits.reasks)) is not None:
                 outcomes[key] = reply
-        waiting = {key: call for key, call in zip(keys, calls, strict=True) if key not in outcomes}
+        fit = self.address.wire.fit
+        waiting = {key: fit(call) for key, call in zip(keys, calls, strict=True) if key not in outcomes}
         if waiting:
             with progress.bar(title, len(waiting)) as bar:
                 asking = _Asking(self, self._openai, usable, bar)
@@ -150,13 +126,9 @@ class _Asking:
 
     async def all(self, waiting: dict[str, Call]) -> dict[str, Reply | Failure]:
         """Ask everything; what the budget leaves unasked is a failure."""
-        address = self._endpoint.address
         self._total = len(waiting)
         queue = deque(waiting.items())
-        timeout = self._limits.timeout
-        client = self._openai.AsyncOpenAI(
-            api_key=address.key or _NO_KEY, base_url=address.base, timeout=timeout, max_retries=0
-        )
+        client = _client(self._openai, self._endpoint.address, self._limits.timeout)
         with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not a Unix
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # pyright: ignore[reportOptionalMemberAccess]
         async with client:
@@ -206,6 +178,8 @@ class _Asking:
             if reserved is None:
                 return Failure(f"the budget is spent ({purse.sent} requests, cost {purse.cost:.2f})", was_asked=False)
             about: dict[str, Any] = {"model": address.model, "address": address.shown}
+            if differs := address.wire.as_row():
+                about["wire"] = differs
             start = time.monotonic()
             try:
                 reply = await asyncio.wait_for(self._send(client, call), self._limits.timeout)
@@ -248,45 +222,80 @@ class _Asking:
         await asyncio.sleep(seconds * random.uniform(0.5, 1.0))  # apart, so that they do not all come back at once
 
     async def _send(self, client: Any, call: Call) -> Reply:
-        asked: dict[str, Any] = {
-            "model": self._endpoint.address.model,
-            "messages": [{"role": message.role, "content": message.content} for message in call.messages],
-            "max_tokens": call.max_tokens,
-            "temperature": call.temperature,
-        }
-        if call.top_p != 1:
-            asked["top_p"] = call.top_p
-        if call.stop:
-            asked["stop"] = list(call.stop)
-        if call.seed is not None:
-            asked["seed"] = call.seed
-        if call.choices:
-            asked |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
+        address = self._endpoint.address
+        asked = address.wire.body(call, address.model)
+        known = {name: asked.pop(name) for name in ("model", "messages")}
+        headers = _headers(self._openai, address)
         openai = self._openai
         try:
-            response = await client.chat.completions.with_raw_response.create(**asked)
-            return _parse(response.text if isinstance(response.text, str) else response.text())
+            response = await client.chat.completions.with_raw_response.create(
+                **known,
+                extra_body=asked,  # as it is: the library checks nothing of it
+                extra_headers=headers,
+            )
+            reply = _parse(response.text if isinstance(response.text, str) else response.text())
+            return Reply(**masking.masked(asdict(reply)))
         except openai.APITimeoutError:
             raise TimeoutError from None
         except openai.APIConnectionError as error:
-            raise _Unreachable(f"the connection failed: {str(error.__cause__ or '') or error}") from None
+            why = masking.mask_line(str(error.__cause__ or "") or str(error))
+            raise _Unreachable(f"the connection failed: {why}") from None
         except openai.APIStatusError as error:
             raise self._status(error) from None
 
     def _status(self, error: Any) -> Exception:
         """What an HTTP status means for the job."""
         address, status = self._endpoint.address, error.status_code
-        said = _said(error, address.key)
+        message, parameter = _said(error)
+        said = f": {message[:200]}" if message else ""
+        advice = address.advice(status, message, parameter)
+        more = f"; {advice}" if advice else ""
         if status in (401, 403):
             what = (
                 f"set {address.key_name}" if address.key is None else f"the key in {address.key_name} is not accepted"
             )
-            return InputError(f"{address.shown}: {status}: {what}{said}")
+            return InputError(f"{address.shown}: {status}: {what}{said}{more}")
         if status == 404 or getattr(error, "code", None) == "insufficient_quota":
-            return InputError(f"{address.shown}: {status}: see whether it has the model {address.model!r}{said}")
+            has = f"see whether it has the model {address.model!r}, and whether path and query are right"
+            return InputError(f"{address.shown}: {status}: {advice or has}{said}")
+        if advice and not self._replied:  # none of the requests will be taken
+            return InputError(f"{address.shown}: status {status}{said}{more}")
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Passing(f"status {status}{said}", _retry_after(error))
-        return _Refused(f"status {status}{said}")
+            return _Passing(f"status {status}{said}{more}", _retry_after(error))
+        return _Refused(f"status {status}{said}{more}")
+
+
+def _headers(openai: ModuleType, address: Address) -> dict[str, Any]:
+    """The headers of each request that the library does not send itself."""
+    headers: dict[str, Any] = dict(address.wire.extra_headers)
+    if address.wire.key_header is not None:
+        headers["Authorization"] = openai.Omit()
+        if address.key is not None:
+            headers[address.wire.key_header] = address.key
+    return headers
+
+
+def _client(openai: ModuleType, address: Address, seconds: float) -> Any:
+    """A client of the library that asks as the address wants it."""
+    base, query = urlsplit(address.base), address.query.encode()
+    secret = _headers(openai, address)
+
+    async def prepare(request: Any) -> None:
+        url = request.url
+        is_there = (url.scheme, url.host, url.port) == (base.scheme, base.hostname, base.port)
+        if is_there and not url.query:
+            request.url = url.copy_with(query=query or None)
+        elif not is_there:  # redirected; the library takes `Authorization` out itself, and no other header
+            for name in secret:
+                request.headers.pop(name, None)
+
+    return openai.AsyncOpenAI(
+        api_key=address.key or _NO_KEY,
+        base_url=address.base,
+        timeout=seconds,
+        max_retries=0,
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [prepare]}),
+    )
 
 
 def _is_answer(reply: Reply) -> bool:
@@ -298,7 +307,8 @@ def _parse(text: str) -> Reply:
 
     What came whole and is odd is a reply with a fault: asked again, it would be odd again.
     """
-    cut_short = _Passing(f"the reply is cut short, or no chat completion: {text[:80]!r}", is_billed=True)
+    quoted = masking.mask(text[:20_000])[:80]
+    cut_short = _Passing(f"the reply is cut short, or no chat completion: {quoted!r}", is_billed=True)
     try:
         body = json.loads(text)
     except RecursionError:
@@ -327,12 +337,12 @@ def _alternatives(choice: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _said(error: Any, key: str | None) -> str:
-    """What the other side says about an error, in one short line and without the key."""
+def _said(error: Any) -> tuple[str, str | None]:
+    """What the other side says about an error, in one line without secrets, and which parameter it names."""
     body = error.body if isinstance(error.body, dict) else {}
-    message = body.get("message") or ""
-    text = " ".join(str(message).split())[:200]
-    return f": {text.replace(key, '…') if key else text}" if text else ""
+    message, parameter = body.get("message") or body.get("detail") or "", body.get("param")
+    text = masking.mask_line(" ".join(str(message).split())).rstrip(".")
+    return text, parameter if isinstance(parameter, str) else None
 
 
 def _retry_after(error: Any) -> float | None:

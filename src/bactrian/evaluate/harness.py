@@ -5,7 +5,6 @@ second, so these scores are not to be compared with the paper's.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bactrian.errors import InputError
-from bactrian.evaluate import needs, statistics
+from bactrian.evaluate import needs, statistics, task_errors
 from bactrian.evaluate.benchmarks import files
 from bactrian.evaluate.benchmarks.files import Origin
 from bactrian.evaluate.protocol import Prompt, Responder
@@ -38,30 +37,86 @@ class Tasks:
     chat: bool = False
 
 
-def run(responder: Responder, name: str, render: Callable[[Prompt], str], tasks: Tasks) -> dict[str, Row]:
+def prepare(tasks: Tasks) -> Any:
+    """lm-eval's manager of tasks, with these and their data loaded. Raises `InputError`, which says what is missing."""
+    if tasks.folder is not None and not tasks.folder.is_dir():
+        raise InputError(f"--tasks-folder {tasks.folder}: there is no such folder; give one that holds task files")
+    needs.load("lm_eval")
+    kind = needs.load("lm_eval.tasks").TaskManager
+
+    class Manager(kind):
+        """Loads tasks once."""
+
+        loaded: Any = None
+
+        def load(self, task_list: Any) -> Any:
+            if self.loaded is None:
+                self.loaded = super().load(task_list)
+            return self.loaded
+
+    where = "lm-eval's tasks" if tasks.folder is None else f"--tasks-folder {tasks.folder}"
+    with task_errors.one_line(where):
+        manager = Manager(include_path=None if tasks.folder is None else str(tasks.folder))
+    unknown = [each for each in tasks.names if each not in manager.all_tasks]
+    if unknown:
+        # lm-eval passes over files that it cannot read.
+        fault = None if tasks.folder is None else _fault_in(tasks.folder)
+        raise InputError(
+            f"{unknown[0]}: lm-eval has no such task{f', and {fault}' if fault else ''}; `lm-eval ls tasks` lists "
+            f"those that it brings, and --tasks-folder adds your own"
+        )
+    for name in tasks.names:
+        with task_errors.one_line(name):
+            kind.load(manager, [name])
+    with task_errors.one_line(", ".join(tasks.names)):
+        manager.load(list(tasks.names))
+    return manager
+
+
+def _fault_in(folder: Path) -> str | None:
+    """What is wrong with the first task file in a folder that is not YAML, or no task."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Takes lm-eval's `!function` for the text it is."""
+
+    Loader.add_constructor("!function", lambda loader, node: node.value)
+    for path in sorted(folder.glob("**/*.yaml")):
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        except (yaml.YAMLError, OSError, ValueError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            return f"{where} is not YAML ({getattr(error, 'problem', None) or type(error).__name__})"
+        if not isinstance(content, dict) or not {"task", "group", "class"} & set(content):
+            return f"{path} names no task"
+    return None
+
+
+def run(
+    responder: Responder, name: str, render: Callable[[Prompt], str], tasks: Tasks, manager: Any = None
+) -> dict[str, Row]:
     """Of each task its metrics, `{task: {"metrics": {name: {score, low, high}}, "n": …, "version": …}}`.
 
-    `name` identifies the model, `render` writes a conversation out. Raises `InputError`.
+    `name` identifies the model, `render` writes a conversation out, `manager` is what `prepare` made of the tasks.
+    Raises `InputError`.
     """
+    manager = manager or prepare(tasks)
     lm_eval = needs.load("lm_eval")
     from bactrian.evaluate.lm_eval_model import Model
 
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    manager = needs.load("lm_eval.tasks").TaskManager(include_path=None if tasks.folder is None else str(tasks.folder))
-    unknown = [each for each in tasks.names if each not in manager.all_tasks]
-    if unknown:
-        raise InputError(f"{unknown[0]}: lm-eval has no such task; `lm-eval ls tasks` lists them")
-    found = lm_eval.simple_evaluate(
-        model=Model(responder, name, render),
-        tasks=list(tasks.names),
-        task_manager=manager,
-        num_fewshot=tasks.fewshot,
-        limit=tasks.limit,
-        apply_chat_template=tasks.chat,
-        fewshot_as_multiturn=tasks.chat,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    with task_errors.one_line(", ".join(tasks.names)):
+        found = lm_eval.simple_evaluate(
+            model=Model(responder, name, render),
+            tasks=list(tasks.names),
+            task_manager=manager,
+            num_fewshot=tasks.fewshot,
+            limit=tasks.limit,
+            apply_chat_template=tasks.chat,
+            fewshot_as_multiturn=tasks.chat,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
     return {task: _row(found, task) for task in found["results"]}
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from bactrian.errors import DataError, RunError
 from bactrian.files import documents
 from bactrian.files.atomic import writing
+from bactrian.masking import masked
 
 Row = dict[str, Any]
 
@@ -43,7 +44,8 @@ class Journal:
             self._file.close()
 
     def add(self, row: Row) -> None:
-        """Write one line; it is on disk when this returns."""
+        """Write one line, without a secret; it is on disk when this returns."""
+        row = masked(row)
         # JSON's escapes keep lone surrogates, which UTF-8 cannot.
         line = documents.dumps(row, ascii_only=True).encode() + b"\n"
         with writing(self.path):

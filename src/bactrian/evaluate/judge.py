@@ -1,15 +1,12 @@
 """Judges that are no address: kept judgments of another run, a model at hand, and a function that rewards answers."""
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bactrian import progress
+from bactrian import children, progress
 from bactrian.data.records import Messages
 from bactrian.errors import DataError, InputError
 from bactrian.evaluate import alpaca_eval, calls, published
@@ -134,14 +131,12 @@ class Reward:
 
 
 def reward(name: str) -> Reward:
-    """The function `module:function`, where a module is found as Python finds it, or beside. Raises `InputError`."""
+    """The function `module:function`, of a module in the working folder or installed. Raises `InputError`."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise InputError(f"{name!r}: give a reward as reward:MODULE:FUNCTION")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(children.named_by_user(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(f"reward:{name}: cannot be loaded ({error}); give a module and a function in it") from None
     if not callable(found):

@@ -16,6 +16,22 @@ from bactrian.evaluate.protocol import Prompt, Responder, Settings
 _DEFAULT_TOKENS = 256  # of an answer, where a task does not say: lm-eval's own default
 _TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # what tasks call it, first counts
 _UNDERSTOOD = {"until", "do_sample", "temperature", "top_k", "top_p", *_TOKENS}
+# Arguments of `transformers` that change nothing at these values; None is one for each.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("num_beams", "num_return_sequences", "n", "best_of", "num_beam_groups"), (1,)),
+    **dict.fromkeys(("repetition_penalty", "typical_p", "encoder_repetition_penalty"), (1.0,)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "diversity_penalty", "penalty_alpha", "min_p"), (0.0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "top_a", "min_tokens"), (0,)),
+    **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "return_full_text", "ignore_eos"), (False,)),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "suppress_tokens", "logit_bias", "stop_token_ids"), ([], {})),
+}
+# Of beams alone, of speed, or of how an answer is handed over: whatever they say.
+_WITHOUT_EFFECT = {
+    *("length_penalty", "early_stopping", "use_cache", "cache_implementation", "pad_token_id", "low_memory"),
+    *("output_scores", "output_attentions", "output_hidden_states", "return_dict_in_generate", "skip_special_tokens"),
+    *("spaces_between_special_tokens", "clean_up_tokenization_spaces"),
+}
 
 
 class Model(LM):
@@ -78,9 +94,16 @@ class Model(LM):
 
 def _settings(wanted: dict[str, Any]) -> Settings:
     """A task's generation arguments as ours; without `do_sample` a temperature above 0 asks to draw, as in lm-eval."""
-    unknown = set(wanted) - _UNDERSTOOD
+    unknown = [
+        f"{name}: {value!r}"
+        for name, value in sorted(wanted.items())
+        if name not in _UNDERSTOOD | _WITHOUT_EFFECT and value is not None and value not in _NEUTRAL.get(name, ())
+    ]
     if unknown:
-        raise InputError(f"a task asks to generate with {', '.join(sorted(unknown))}, which our engine does not have")
+        raise InputError(
+            f"a task asks to generate with {', '.join(unknown)}, which our engine does not have; take it out of the "
+            f"task's generation_kwargs, or leave the task out"
+        )
     until = wanted.get("until") or []
     temperature = float(wanted.get("temperature") or 0.0)
     draws = wanted.get("do_sample", temperature > 0)

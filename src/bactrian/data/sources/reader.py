@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bactrian import masking
 from bactrian.data.sources import fields, folder, json_file
 from bactrian.errors import DataError
 from bactrian.recipe import File
@@ -256,6 +257,7 @@ def _hub_chunks(source: File) -> Iterator[Chunk]:
 
 
 def _hub_rows(source: File) -> Any:
+    masking.check_hub_token()
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -263,7 +265,8 @@ def _hub_rows(source: File) -> Any:
     try:
         return datasets.load_dataset(name, split=source.split, revision=revision or None)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{source.path}: {_advice(error, source.split)} ({fields.shown(str(error), 200)})") from None
+        why = fields.shown(masking.mask_line(str(error)), 200)
+        raise DataError(f"{source.path}: {_advice(error, source.split)} ({why})") from None
 
 
 def _advice(error: Exception, split: str) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bactrian.data.sources import reader
-from bactrian.errors import DataError
+from bactrian.errors import DataError, printable
 from bactrian.evaluate import published
+from bactrian.masking import check_hub_token, mask_line
 from bactrian.recipe import Source
 
 Rows = list[dict[str, Any]]
@@ -42,12 +43,13 @@ class Origin:
 
 def hub(name: str, config: str | None, split: str) -> Rows:
     """Rows of a Hub dataset. Raises `DataError`."""
+    check_hub_token()
     import datasets
 
     try:
         return [dict(row) for row in datasets.load_dataset(name, config, split=split)]
     except Exception as error:  # the library raises whatever its many parts raise
-        why = str(error).strip().split("\n")[0][:200]
+        why = printable(mask_line(str(error)), 160)
         raise DataError(
             f"hf:{name}: cannot be loaded ({why}); go online, or give the published files' folder with --data"
         ) from None
