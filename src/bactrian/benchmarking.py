@@ -1,6 +1,7 @@
 """What `bactrian evaluate MODEL` puts together: our engine, the benchmarks that are wanted, and a folder for them."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +98,16 @@ def _run_tasks(
     respondent: Respondent, model: Row, tasks: Tasks, settings: Row, out: Path, manager: Any = None
 ) -> dict[str, Row]:
     manager = manager or harness.prepare(tasks)
+    is_new = not out.exists()
     suite.settle(out, {"model": model, "limit": tasks.limit, "benchmarks": settings})
     kept = Kept(respondent, out / "responses.jsonl")
     kept.name = ", ".join(tasks.names)
     try:
         return harness.run(kept, f"{model['weights'][:16]}-{model['chat']}", respondent.text, tasks, manager)
+    except InputError:
+        if is_new and not (out / "responses.jsonl").stat().st_size:  # nothing to go on from
+            shutil.rmtree(out)
+        raise
     finally:
         kept.close()
 

@@ -171,7 +171,7 @@ def _settings(candidate: Candidate, questions: Path, **more: Any) -> Row:
         "max_tokens": candidate.max_tokens,
         "seed": candidate.seed,
         "questions": published.digest(questions),
-        "wire": candidate.wire.as_row() or None,
+        "wire": (candidate.wire.as_row() or None) if candidate.is_address else None,
         **more,
     }
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -366,11 +367,17 @@ def data_check(
         raise typer.Exit(2)
 
 
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main() -> None:
-    """The `bactrian` command: ours, and what the machine refuses, goes wrong in one line; a bug keeps its traceback."""
+    """The `bactrian` command: ours, and what the machine refuses, goes wrong in one line; a bug keeps its traceback.
+    Neither shows a secret."""
     is_own, code = sys.stdout is sys.__stdout__, 1
     if is_own:  # this process is the command's own
         process.prepare()
+        sys.excepthook = _show_bug
     try:
         code = _told(_invoke)
         code = code or _told(lambda: sys.stdout.flush())

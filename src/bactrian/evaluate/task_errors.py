@@ -49,11 +49,19 @@ def one_line(what: str) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Without the log lines, warnings and bars of these libraries."""
     import datasets
+    import tqdm
+
+    bars: Any = tqdm.tqdm
+    draw = bars.__init__
+
+    def draw_nothing(bar: Any, *arguments: Any, **more: Any) -> None:
+        draw(bar, *arguments, **{**more, "disable": True})
 
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
     levels = [logger.level for logger in loggers]
     had_bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
+    bars.__init__ = draw_nothing
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -61,6 +69,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        bars.__init__ = draw
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if not had_bars:
@@ -105,6 +114,11 @@ def _said(error: Exception) -> str:
             package = each.name.partition(".")[0]
             return f"it needs the package {package}, which is not installed; pip install {package}, or leave it out"
     quoted = _quoted(chain[0])
+    if any("unsafe" in str(each).lower() or "HF_ALLOW_CODE_EVAL" in str(each) for each in chain):
+        return (
+            "it runs code that the model writes, and not in a sandbox; take HumanEval of --suite tulu2 with "
+            "--run-code, or leave it out"
+        )
     if any(isinstance(each, ImportError) for each in chain):
         return f"a package that it needs is not installed ({quoted}); install that, or leave it out"
     if any(_is_yaml(each) for each in chain):
