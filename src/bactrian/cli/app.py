@@ -1,6 +1,7 @@
 """The command: one function per verb. Heavy parts load inside the verb that needs them."""
 
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from bactrian.cli.options import a_number
 from bactrian.cli.plan import plan
 from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
 from bactrian.files import documents
-from bactrian.masking import mask_line
+from bactrian.masking import mask, mask_line
 
 
 class _Verbs(typer.core.TyperGroup):
