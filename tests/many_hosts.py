@@ -1,5 +1,6 @@
 """The command in several processes that are one run, all on this machine: each with CPU devices of its own."""
 
+import signal
 import socket
 import subprocess
 import time
@@ -30,6 +31,17 @@ def start(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
+    # A shell that runs the tests in the background has Ctrl-C ignored, which processes inherit.
+    ours = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return _started(command, cache, count, devices, address, silence, patience)
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
+def _started(
+    command: list[str], cache: Path, count: int, devices: int, address: str, silence: float, patience: float
+) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
             command,

@@ -38,7 +38,13 @@ def constant(tiny_recipe: Path, tiny_cache: Path, tmp_path_factory: pytest.TempP
 def test_export_and_names_are_free(tmp_path: Path, tiny_recipe: Path, tiny_run: Path, in_tiny_cache: None):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
-    settings = ["name=other", "export.name=A better name", "export.licence=mit", "export.dtype=float32"]
+    settings = [
+        "tracking.tensorboard=true",
+        "name=other",
+        "export.name=A better name",
+        "export.licence=mit",
+        "export.dtype=float32",
+    ]
     done = tiny.call("run", tiny_recipe, *settings, "--run-dir", folder)
     assert done.code == 0, done.err
     about = ModelCard.load(folder / "export" / "README.md")
@@ -47,6 +53,8 @@ def test_export_and_names_are_free(tmp_path: Path, tiny_recipe: Path, tiny_run: 
     assert without_timing(folder) == without_timing(tiny_run)
     assert Run(folder).recipe().name == "other"
     assert not (folder / "earlier").exists()
+    (events,) = (folder / "tensorboard").iterdir()
+    assert b"dpo/heldout/margin" in events.read_bytes()
 
 
 def test_more_epochs_go_on_from_the_last_checkpoint(

@@ -27,7 +27,7 @@ _SILENCE = 60.0  # seconds after which a host that says nothing counts as lost: 
 _PATIENCE = 1800.0  # seconds that hosts wait for one another: $BACTRIAN_BARRIER_TIMEOUT
 _PULSE = 0.05  # of the silence: how often a host says that it is there
 _START = 300  # seconds until all must have come
-_AGAIN = "start all of them again, and the run resumes"
+_AGAIN = "start all of them again, and the run goes on from its last checkpoint, if it makes any"
 # How JAX, gloo and NCCL put it when another process is gone.
 _CUT_OFF = re.compile(r"gloo|nccl|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|coordination service", re.IGNORECASE)
 

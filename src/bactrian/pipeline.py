@@ -29,7 +29,7 @@ from bactrian.prepare import Parts, Prepared, check_positions, prepare, refuse_f
 from bactrian.recipe import DPO, Recipe, Stage, StageName
 from bactrian.run import Run
 from bactrian.stage import Computation, Heldout, Training, adapters_of, logprobs
-from bactrian.tracking import Tracker, check_trackers, open_trackers
+from bactrian.tracking import Tracker, check_trackers, open_trackers, replay
 from bactrian.train.trainer import Parameters
 
 
@@ -117,20 +117,25 @@ class Pipeline:
         hosts.wait("the data is ready")
         account = {"weights": _fingerprint(base.path, hosts), "prompts": evidence.fingerprint(prompts)}
         account |= {name: stage.ledger() for name, stage in prepared.items()}
-        run = Run(folder, writes=False)
+        run, before = Run(folder, writes=False), recipe
         if hosts.is_first:
             _refuse_changed_inputs(run, account)
             check_trackers(recipe)
             begun_with = run.evidence("ledger").get("base") or lineage.of(recipe.model.source, base.path)
             account["base"] = begun_with
+            before = run.recipe() if run.recipe_path.exists() else recipe
             run = Run.open(folder, recipe)
             if back_to is not None:
                 run.go_back(*back_to)
             run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))
         computation = Computation.of(recipe.model, base.config, mesh, hosts)
         pipeline = cls(recipe, run, base, prepared, prompts, computation)
-        if not pipeline._is_done() and hosts.is_first:
+        is_done = pipeline._is_done()
+        is_newly_tracked = hosts.is_first and before.tracking != recipe.tracking
+        if hosts.is_first and (is_newly_tracked or not is_done):
             pipeline.trackers.extend(open_trackers(recipe, folder))
+        if is_newly_tracked:
+            replay(run.metrics(), pipeline.trackers)
         return pipeline
 
     @property

@@ -152,7 +152,10 @@ class Stage(Section):
         default=False, description="end with the checkpoint of the best held-out loss, not the last"
     )
     checkpoint_every: int = Field(
-        default=0, ge=0, le=STEPS, description="steps between checkpoints; 0: none, a stage cut short begins again"
+        default=0,
+        ge=0,
+        le=STEPS,
+        description="steps between checkpoints; 0: only when told to stop, and a stage that is killed begins again",
     )
     keep_last: int = Field(default=1, ge=1, le=STEPS, description="checkpoints kept")
 

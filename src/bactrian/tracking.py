@@ -81,6 +81,15 @@ def check_trackers(recipe: Recipe) -> None:
             raise RecipeError("tracking.wandb: wandb is not installed; pip install 'bactrian[wandb]'")
 
 
+def replay(rows: list[dict[str, Any]], trackers: list[Tracker]) -> None:
+    """Give trackers what a run has written to its metrics before it had them."""
+    for row in rows:
+        values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+        timing = {name: value for name, value in row.get("timing", {}).items() if name != "at"}
+        for tracker in trackers:
+            tracker.log(row["stage"], row["kind"], row["step"], {**values, **timing})
+
+
 def open_trackers(recipe: Recipe, folder: Path) -> list[Tracker]:
     """The trackers that a recipe asks for."""
     trackers: list[Tracker] = []

@@ -42,6 +42,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 something given is wrong, 75 told to stop by SIGTERM, 130 by Ctrl-C. "
+    "The same command goes on after the last two with whatever says that it is kept.",
 )
 data_app = typer.Typer(help="Build data sets, and look at what the model will learn.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
