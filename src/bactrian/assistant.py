@@ -1,16 +1,22 @@
 """What a MODEL argument stands for: a model's folder or file, its architecture, its tokenizer and its chat format."""
 
-from dataclasses import dataclass, replace
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from bactrian import progress
+from bactrian.data import served
 from bactrian.data import tokenizer as tokenizers
 from bactrian.data.chat import Chat
 from bactrian.data.tokenizer import Tokenizer
+from bactrian.errors import ModelError
 from bactrian.files import folders
 from bactrian.files.cache import cache_root
 from bactrian.inference.engine import Engine
@@ -20,6 +26,8 @@ from bactrian.model.llama import Dtype
 
 ChatFormat = Literal["tulu", "model"]
 
+_READ_AGAIN = 2**28  # weights at most that an export reads again
+
 
 @dataclass(frozen=True)
 class Assistant:
@@ -28,10 +36,11 @@ class Assistant:
     path: Path
     config: llama.Config
     tokenizer: Tokenizer
+    now: datetime = field(default_factory=datetime.now)  # what its chat template is told of the time
 
     def chat(self, format: ChatFormat, learn: Literal["all", "last"] = "all") -> Chat:
         """The chat format, Tulu's or the model's own template."""
-        return Chat(self.tokenizer, format, learn)
+        return Chat(self.tokenizer, format, learn, self.now)
 
     def parameters(self, dtype: Dtype = "float32", mesh: Mesh | None = None) -> llama.Parameters:
         """The weights, with an embedding for every token of the tokenizer; on the devices of a mesh, if it is given."""
@@ -47,10 +56,10 @@ class Assistant:
 
 
 def find(model: str, add_tokens: tuple[str, ...] = (), max_positions: int | None = None) -> Assistant:
-    """Bring a MODEL to this machine and read what it is, with special tokens added to its tokenizer.
+    """Bring a MODEL to this machine and read what it is, with tokens added to its tokenizer.
 
-    `max_positions` takes the place of what the model says of itself. Raises `ModelError`, also where its weights are
-    not whole.
+    Those of them that the chat format writes, no text becomes; the others are words. `max_positions`
+    takes the place of what the model says of itself. Raises `ModelError`, also where its weights are not whole.
     """
     enable_compile_cache()
     path = hub.locate(model)
@@ -60,7 +69,7 @@ def find(model: str, add_tokens: tuple[str, ...] = (), max_positions: int | None
     config = source.config
     tokenizer = tokenizers.load(path)
     if add_tokens:
-        tokenizer = tokenizer.add_tokens(add_tokens)
+        tokenizer = tokenizer.add_tokens(add_tokens, special=False)
     if tokenizer.vocab_size > config.vocab_size:
         config = replace(config, vocab_size=tokenizer.vocab_size)
     if max_positions is not None:
@@ -73,17 +82,47 @@ def save(folder: Path, assistant: Assistant, parameters: llama.Parameters, chat:
 
     Where there are several processes all must call, and the first one writes.
     """
-    tokenizer = assistant.tokenizer
 
     def save_weights(into: Path) -> None:
-        weights.save(into, assistant.config, parameters, dtype, chat.stop_ids, tokenizer.bos_id)
+        weights.save(into, assistant.config, parameters, dtype, chat.stop_ids, chat.tokenizer.bos_id)
 
     if jax.process_index():
         save_weights(folder)
         return
     with folders.replacing(folder) as temporary:
         save_weights(temporary)
-        tokenizers.save(tokenizer.with_template(chat.jinja()), temporary, assistant.config.max_positions)
+        _save_tokenizer(temporary, assistant, chat)
+        served.check(temporary, chat, str(folder))
+        _check_weights(temporary, assistant.config, parameters, dtype, str(folder))
+
+
+def check_export(assistant: Assistant, chat: Chat, model: str) -> None:
+    """Raise `ModelError` where others would read a conversation otherwise than it is trained; `model` names it."""
+    with tempfile.TemporaryDirectory() as folder:
+        _save_tokenizer(Path(folder), assistant, chat)
+        served.check(Path(folder), chat, model)
+
+
+def _save_tokenizer(folder: Path, assistant: Assistant, chat: Chat) -> None:
+    """The tokenizer's files. A SentencePiece model that the assistant came with, which converters read, goes along."""
+    tokenizers.save(chat.tokenizer.with_template(chat.jinja()), folder, assistant.config.max_positions)
+    pieces = assistant.path / "tokenizer.model"
+    if pieces.is_file():
+        shutil.copyfile(pieces, folder / pieces.name)
+
+
+def _check_weights(folder: Path, config: llama.Config, parameters: llama.Parameters, dtype: Dtype, name: str) -> None:
+    """Raise `ModelError` where the folder holds another model than it was made from: its settings, the names and
+    shapes of its tensors, and where it is small enough to be read again in a moment, every number."""
+    if weights.read_config(folder) != replace(config, lora=None):
+        raise ModelError(f"{name}: the exported config.json reads as another model; nothing was written")
+    sizes = [leaf.size for leaf in jax.tree.leaves(parameters)]
+    if jax.process_count() > 1 or sum(sizes) > _READ_AGAIN:
+        return
+    again = jax.tree.map(np.asarray, weights.load(folder, dtype))
+    same = jax.tree.map(lambda one, other: np.array_equal(one, np.asarray(other).astype(one.dtype)), again, parameters)
+    if not jax.tree.all(same):
+        raise ModelError(f"{name}: the exported weights read as others than were written; nothing was written")
 
 
 def enable_compile_cache() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bactrian import progress
+from bactrian.data import continuation
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message
 from bactrian.data.sources import fields, reader
@@ -86,8 +87,9 @@ def answer(engine: Engine, chat: Chat, prompts: list[Prompt], max_tokens: int, s
     answers: list[str] = []
     with progress.bar("answers", len(ids)) as bar:
         for start in range(0, len(ids), _ANSWERS_AT_ONCE):
-            generated = engine.generate(ids[start : start + _ANSWERS_AT_ONCE], settings)
-            answers += [chat.tokenizer.decode(one.tokens).strip() for one in generated]
+            asked = ids[start : start + _ANSWERS_AT_ONCE]
+            generated = zip(asked, engine.generate(asked, settings), strict=True)
+            answers += [continuation.after(chat.tokenizer, prompt, one.tokens).strip() for prompt, one in generated]
             bar.to(len(answers), len(ids))
     return answers
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from bactrian import children, ends, progress
 from bactrian.assistant import Assistant
-from bactrian.data import binarize, screen
+from bactrian.data import binarize, continuation, screen
 from bactrian.data.binarize import Policy
 from bactrian.data.chat import Chat
 from bactrian.data.records import Message, Messages, Preference
@@ -148,7 +148,10 @@ def _answer(
     chance = hashlib.sha256(f"{sampling.settings.seed} {group}".encode()).digest()
     settings = replace(sampling.settings, stop_ids=chat.stop_ids, seed=int.from_bytes(chance[:4], "big"))
     ids = [chat.prompt(prompt) for prompt in prompts for _ in range(sampling.answers)]
-    texts = [(found.tokenizer.decode(made.tokens), made.finish) for made in engine.generate(ids, settings)]
+    made = zip(ids, engine.generate(ids, settings), strict=True)
+    texts = [
+        (chat.content(continuation.after(chat.tokenizer, asked, each.tokens)), each.finish) for asked, each in made
+    ]
     return [texts[at : at + sampling.answers] for at in range(0, len(texts), sampling.answers)]
 
 

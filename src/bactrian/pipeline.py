@@ -5,6 +5,7 @@ Every part is skipped where its result is already in the run's folder, so runnin
 
 import platform
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,10 @@ class Pipeline:
         """
         hosts.doing("while the model and the data were made ready; the same command goes on with it")
         hosts.agree("the run's folder", lambda: Run.check(folder, recipe))
-        base = _find(recipe)
+        # A chat template that writes the time writes that of the run's beginning, also when the run is resumed.
+        run_began = Run(folder, writes=False).began
+        began = hosts.agree("when the run began", lambda: (run_began() or datetime.now()).isoformat())
+        base = replace(_find(recipe), now=datetime.fromisoformat(began))
         for name, stage in recipe.stages().items():
             check_positions(name, stage, recipe.model.source, base.config.max_positions)
         sizes = meshes.sizes(recipe.mesh, jax.device_count())
@@ -121,10 +125,11 @@ class Pipeline:
         if hosts.is_first:
             _refuse_changed_inputs(run, account)
             check_trackers(recipe)
+            assistants.check_export(base, chat, recipe.model.source)
             begun_with = run.evidence("ledger").get("base") or lineage.of(recipe.model.source, base.path)
             account["base"] = begun_with
             before = run.recipe() if run.recipe_path.exists() else recipe
-            run = Run.open(folder, recipe)
+            run = Run.open(folder, recipe, base.now)
             if back_to is not None:
                 run.go_back(*back_to)
             run.record("ledger", lambda ledger: ledger.update({"versions": versions(), **ledger, **account}))

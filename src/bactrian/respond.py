@@ -13,8 +13,10 @@ import numpy as np
 
 from bactrian import progress
 from bactrian.assistant import Assistant, ChatFormat
+from bactrian.data import continuation as texts
 from bactrian.data.chat import Chat
 from bactrian.data.questions import Request
+from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import InputError
 from bactrian.evaluate.protocol import Prompt, Score, Settings
 from bactrian.inference import engine as engines
@@ -67,9 +69,11 @@ class Respondent:
             stop_ids=self.stop_ids,
             seed=settings.seed,
         )
-        ended = self._ended(settings.stop) if settings.stop else None
-        answers = self._engine.generate([each[-room:] for each in ids], sampling, ended)
-        return [_until(self._text(answer.tokens), settings.stop) for answer in answers]
+        asked = [each[-room:] for each in ids]
+        ended = _Stops(self.assistant.tokenizer, asked, settings.stop) if settings.stop else None
+        answers = zip(asked, self._engine.generate(asked, sampling, ended), strict=True)
+        said = [texts.after(self.assistant.tokenizer, prompt, answer.tokens) for prompt, answer in answers]
+        return [_until(text, settings.stop) for text in said]
 
     def score(self, contexts: Sequence[Prompt], continuations: Sequence[str]) -> list[Score]:
         """See `protocol.Scorer`.
@@ -117,7 +121,7 @@ class Respondent:
         try:
             return self._chat.stop_ids
         except InputError:  # no chat template: a base model
-            return (self.assistant.tokenizer.eos_id,)
+            return self.assistant.tokenizer.stop_ids
 
     @cached_property
     def _chat(self) -> Chat:
@@ -139,7 +143,7 @@ class Respondent:
         pieces = self._chat.prompt_pieces(prompt[:-1] if is_begun else prompt)
         last = pieces.pop() if isinstance(pieces[-1], str) else ""
         end = f"{last}{prompt[-1].content if is_begun else ''}"
-        return _Opened(end, lambda end: tokenizer.encode_pieces([*pieces, end] if end else pieces)[0])
+        return _Opened(end, lambda end: self._chat.encode([*pieces, end] if end else pieces))
 
     def _paths(self, context: Prompt, opened: _Opened, ids: np.ndarray, continuation: str) -> list[_Path]:
         """What is to be read to score a continuation: one path, or windows over a whole document."""
@@ -161,15 +165,27 @@ class Respondent:
         tokenizer = self.assistant.tokenizer
         return np.array([tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id], np.int32)
 
-    def _text(self, tokens: np.ndarray) -> str:
-        return self.assistant.tokenizer.decode(tokens)
-
-    def _ended(self, stop: tuple[str, ...]):
-        return lambda tokens: any(text in self._text(tokens) for text in stop)
-
     def _tell_of_cuts(self, count: int, room: str) -> None:
         if count:
             progress.say(f"warning: {count} prompts lost their beginning: the model has room for {room}")
+
+
+class _Stops:
+    """Whether an answer holds one of the stops, asked again as it grows; what was looked at is not decoded again."""
+
+    def __init__(self, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], stop: tuple[str, ...]):
+        self._texts = [texts.Continuation(tokenizer, prompt) for prompt in prompts]
+        self._seen = [0] * len(prompts)  # tokens
+        self._ends = [""] * len(prompts)  # of the texts: a stop may begin there
+        self._stop = stop
+
+    def __call__(self, index: int, tokens: np.ndarray) -> bool:
+        growing = self._texts[index]
+        text = self._ends[index] + "".join(map(growing.add, tokens[self._seen[index] :].tolist()))
+        self._seen[index] = len(tokens)
+        self._ends[index] = text[max(0, len(text) - max(map(len, self._stop)) + 1) :]
+        text += growing.held()
+        return any(each in text for each in self._stop)
 
 
 def _until(text: str, stop: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """The run's folder: resolved recipe, ledger, metrics and evidence, each written whole or not at all.
 
-recipe.json       the recipe as it ran
+recipe.json       the recipe as it ran, and when the run began (`began`)
 ledger.json       what became of every row and token
 metrics.jsonl     a line per step and per held-out evaluation
 evaluation.json   the scores of the base model and of each stage
@@ -20,6 +20,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ class Run:
             raise RunError(f"{folder}: something else than a run is there; choose another --run-dir")
 
     @classmethod
-    def open(cls, folder: Path, recipe: Recipe) -> "Run":
+    def open(cls, folder: Path, recipe: Recipe, began: datetime | None = None) -> "Run":
         """Create the folder of a run, or take up an existing one of the same recipe. Raises `RunError`.
 
-        What a killed process was still writing is removed.
+        began: the time that the run keeps, by default now. What a killed process was still writing is removed.
         """
         cls.check(folder, recipe)
         run = cls(folder)
@@ -73,7 +74,8 @@ class Run:
             for stage, step in changes.longer(folder, before, recipe).items():
                 run.go_back(stage, step)
         if before != recipe:
-            write_json(run.recipe_path, recipe.model_dump(mode="json"))
+            time = (run.began() or began or datetime.now()).isoformat()
+            write_json(run.recipe_path, {**recipe.model_dump(mode="json"), "began": time})
         return run
 
     def go_back(self, stage: str, step: int) -> None:
@@ -160,8 +162,23 @@ class Run:
         return self.folder / "checkpoints" / stage
 
     def recipe(self) -> Recipe:
-        tree = documents.read_json(self.recipe_path, RunError, "choose another --run-dir")
+        tree = self._recipe_tree()
+        tree.pop("began", None)
         return recipes.parse(tree, str(self.recipe_path))
+
+    def began(self) -> datetime | None:
+        """When the run began, in the time of the machine that it began on; None where that is not kept."""
+        stated = self._recipe_tree().get("began") if self.recipe_path.exists() else None
+        try:
+            return None if stated is None else datetime.fromisoformat(stated)
+        except (TypeError, ValueError):
+            raise RunError(f"{self.recipe_path}: began is {stated!r}, which is no time; restore the file") from None
+
+    def _recipe_tree(self) -> dict[str, Any]:
+        tree = documents.read_json(self.recipe_path, RunError, "choose another --run-dir")
+        if not isinstance(tree, dict):
+            raise RunError(f"{self.recipe_path}: not a recipe; choose another --run-dir")
+        return tree
 
     def evidence(self, name: str) -> dict[str, Any]:
         """What `ledger.json` or `evaluation.json` holds so far."""

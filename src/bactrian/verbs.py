@@ -10,7 +10,7 @@ import numpy as np
 
 from bactrian import assistant as assistants
 from bactrian.assistant import Assistant, ChatFormat
-from bactrian.data import corpus, packing, sources
+from bactrian.data import continuation, corpus, packing, sources
 from bactrian.data.chat import Chat
 from bactrian.data.records import Conversation, Example, Message, Preference, Role
 from bactrian.data.sources import fields, messages, reader
@@ -46,8 +46,12 @@ def read_prompts(texts: Sequence[str], file: Path | None, raw: bool) -> list[Pro
 
 
 def prompter(chat: Chat) -> Callable[[Sequence[tuple[str, str]]], np.ndarray]:
-    """What asks for the next answer: (role, content) turns → ids."""
-    return lambda turns: chat.prompt(tuple(Message(cast(Role, role), content) for role, content in turns))
+    """What asks for the next answer: (role, content) turns → ids; what the model said is its text as it came."""
+
+    def message(role: str, text: str) -> Message:
+        return Message(cast(Role, role), chat.content(text) if role == "assistant" else text)
+
+    return lambda turns: chat.prompt(tuple(message(role, text) for role, text in turns))
 
 
 def generate(
@@ -57,16 +61,16 @@ def generate(
     found = assistants.find(model)
     if format is None:
         ids = [found.tokenizer.encode_text(str(prompt), add_bos=True) for prompt in prompts]
-        settings = replace(settings, stop_ids=(found.tokenizer.eos_id,))
+        settings = replace(settings, stop_ids=found.tokenizer.stop_ids)
     else:
         chat = found.chat(format)
         turns = [(Message("user", prompt),) if isinstance(prompt, str) else prompt for prompt in prompts]
         ids = [chat.prompt(turn) for turn in turns]
         settings = replace(settings, stop_ids=chat.stop_ids)
     answers = found.engine(dtype).generate(ids, settings)
-    for prompt, generated in zip(prompts, answers, strict=True):
+    for prompt, before, generated in zip(prompts, ids, answers, strict=True):
         shown = prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content} for turn in prompt]
-        text = found.tokenizer.decode(generated.tokens)
+        text = continuation.after(found.tokenizer, before, generated.tokens)
         yield {"prompt": shown, "text": text, "tokens": len(generated.tokens), "finish": generated.finish}
 
 

@@ -352,3 +352,106 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path):
         (tmp_path / "a.gguf").write_bytes(content)
         with pytest.raises(ModelError, match="GGUF"):
             tokenizer.load(tmp_path / "a.gguf")
+
+
+# What other files state
+
+
+STATED = {"content": "<|turn|>", "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        ({"added_tokens_decoder": {"400": STATED}}, {}),
+        ({"extra_special_tokens": ["<|turn|>", {"__type": "AddedToken", "content": "<|x|>", "rstrip": True}]}, {}),
+        ({"additional_special_tokens": ["<|turn|>"]}, {}),
+        ({"extra_special_tokens": {"turn_token": "<|turn|>"}}, {}),
+        ({"mask_token": "<|turn|>"}, {}),
+        ({"added_tokens_decoder": {"400": {**STATED, "special": False}, "401": {**STATED, "content": "b c"}}}, {}),
+        ({}, {"added_tokens.json": {"<|turn|>": 400}}),
+        # Flags that the configuration states otherwise than tokenizer.json does.
+        ({"added_tokens_decoder": {"3": {**STATED, "content": "<|end|>", "special": False}}}, {}),
+    ],
+)
+def test_tokens_that_only_the_configuration_states_are_read_as_transformers_reads_them(tmp_path, config, more):
+    folder = _folder(tmp_path, _engine("byte_level"), **config)
+    size = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    for key in [key for key in config.get("added_tokens_decoder", {}) if int(key) >= 400]:
+        config["added_tokens_decoder"][str(size + int(key) - 400)] = config["added_tokens_decoder"].pop(key)
+    _folder(tmp_path, _engine("byte_level"), **config)
+    for name, content in more.items():
+        (folder / name).write_text(json.dumps({text: size for text in content}))
+    ours, theirs = tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.vocab_size == len(theirs)
+    known = {i: (token.content, token.special) for i, token in theirs.added_tokens_decoder.items()}
+    assert {i: (token.content, token.special) for i, token in ours.engine.get_added_tokens_decoder().items()} == known
+    text = "x<|turn|> y<|x|>  z<|end|>b c"
+    assert ours.engine.encode(text, add_special_tokens=False).ids == theirs.encode(text, add_special_tokens=False)
+    tokenizer.save(ours, tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
+
+
+def test_a_padding_token_that_nothing_else_mentions_does_not_make_the_model_larger(tmp_path: Path):
+    plain = tokenizer.load(_folder(tmp_path / "plain", _engine("byte_level")))
+    for name, config in {
+        "named": {},
+        "stated": {"added_tokens_decoder": {str(plain.vocab_size): {**STATED, "content": "[PAD]"}}},
+    }.items():
+        padded = tokenizer.load(_folder(tmp_path / name, _engine("byte_level"), pad_token="[PAD]", **config))
+        assert (padded.vocab_size, padded.pad_id) == (plain.vocab_size, None)
+    asked = _folder(tmp_path / "asked", _engine("byte_level"), pad_token="[PAD]", chat_template="{{ pad_token }}")
+    assert tokenizer.load(asked).written(plain.vocab_size) == "[PAD]"
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ({"eos_token_id": [3, 2]}, {}, (2, 3)),
+        ({"eos_token_id": 3}, {"eos_token_id": [2, 3]}, (2, 3)),
+        ({"eos_token_id": 70}, {}, (2, 70)),
+        ({}, {"eos_token_id": [2, 3]}, (2, 3)),
+        # Left over from another vocabulary: the number of an ordinary word.
+        ({}, {"eos_token_id": 70}, (2,)),
+        ({"eos_token_id": 70, "_from_model_config": True}, {"eos_token_id": 70}, (2,)),
+        ({"eos_token_id": True}, {"eos_token_id": ["3", None]}, (2,)),
+    ],
+)
+def test_generation_stops_wherever_the_model_s_files_say(tmp_path: Path, generation, config, ends):
+    folder = _folder(tmp_path, _engine("byte_level"))
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert tokenizer.load(folder).stop_ids == ends
+
+
+def test_a_token_that_ends_turns_is_special_though_not_flagged(tmp_path: Path):
+    engine = _engine("byte_level")
+    engine.add_tokens([AddedToken("<|stop|>", normalized=False)])
+    folder = _folder(tmp_path, engine)
+    stop = engine.token_to_id("<|stop|>")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, stop]}))
+    assert tokenizer.load(folder).special["<|stop|>"] == stop
+
+
+def test_end_of_turn_tokens_of_a_gguf(tmp_path: Path):
+    tokens, types = ["a", "<|s|>", "<|e|>", "<|m|>", "<|eot_id|>", "<|im_end|>", "aa"], [1, 3, 3, 3, 3, 1, 1]
+    path = _write_gguf(tmp_path / "m.gguf", "gpt2", tokens, types, token_merges=["a a"], tokenizer_pre="gpt-2",
+                       eos_token_id=1, eot_token_id=2, eom_token_id=3)  # fmt: skip
+    assert tokenizer.load(path).stop_ids == (1, 2, 3, 4)
+
+
+def test_normalized_special_tokens_are_found_where_they_are_written(tmp_path: Path):
+    """As Llama 2's older files have them: `Hi</s>` would hold no `</s>`, since a space belongs in front of it."""
+    engine = _engine("metaspace_first")
+    content = json.loads(engine.to_str())
+    content["normalizer"] = {"type": "Prepend", "prepend": "▁"}
+    content["pre_tokenizer"] = None
+    content["added_tokens"] = [{**token, "normalized": True} for token in content["added_tokens"]]
+    folder = _folder(tmp_path, Engine.from_str(json.dumps(content)))
+    assert 2 not in AutoTokenizer.from_pretrained(folder).encode("Hello</s>", add_special_tokens=False)
+    ours = tokenizer.load(folder)
+    tokenizer.save(ours, tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    ids = theirs.encode("Hello</s>", add_special_tokens=False)
+    assert ids == ours.encode_pieces(["Hello", 2])[0].tolist() and ids[-1] == 2

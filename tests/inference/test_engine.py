@@ -209,7 +209,7 @@ def test_a_beginning_that_is_read_once_changes_no_answer(monkeypatch, parameters
 
 def test_an_answer_ends_when_it_is_said_to(engine):
     whole = _lists(engine.generate(PROMPTS, Settings(max_tokens=30)))
-    ended = engine.generate(PROMPTS, Settings(max_tokens=30), lambda tokens: len(tokens) >= 10)
+    ended = engine.generate(PROMPTS, Settings(max_tokens=30), lambda _, tokens: len(tokens) >= 10)
     for answer, tokens in zip(ended, whole, strict=True):
         assert answer.finish == "stop"
         assert 10 <= len(answer.tokens) < 30

@@ -1,3 +1,4 @@
+import codecs
 import io
 import itertools
 
@@ -34,13 +35,22 @@ def _prompt_ids(turns: list[Turn]) -> list[int]:
     return list("".join(f"{role[0]}:{content};" for role, content in turns).encode())
 
 
-def _decode(ids) -> str:
-    return bytes(ids).decode(errors="replace")
+class Bytes:
+    """The text of bytes, given as far as they are characters."""
+
+    def __init__(self, _before):
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> str:
+        return self.decoder.decode(bytes([token]))
+
+    def end(self) -> str:
+        return self.decoder.decode(b"", final=True)
 
 
 def _chat(engine, **options) -> None:
     options = {"max_positions": 1000, **options}
-    terminal.chat(engine, _prompt_ids, _decode, Settings(max_tokens=10), **options)
+    terminal.chat(engine, _prompt_ids, Bytes, Settings(max_tokens=10), **options)
 
 
 @pytest.fixture
@@ -116,15 +126,10 @@ def test_a_message_that_cannot_fit_is_refused_and_forgotten(typed, capsys):
     assert "a prompt of 63 tokens, but 30 is all that 40 positions leave" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_pieces_end_between_characters():
-    text = "naïve 🐪 \ufffd日本"
-    told = list(terminal.pieces(text.encode(), _decode))
-    assert "".join(told) == text
-    assert "🐪" in told
-
-
-def test_an_unfinished_character_at_the_end_is_told():
-    assert "".join(terminal.pieces("a🐪".encode()[:-1], _decode)) == "a\ufffd"
+def test_an_unfinished_character_at_the_end_is_told(typed, capsys):
+    typed("hi", at_terminal=True)
+    _chat(FakeEngine("a🐪", interrupt_after=3))
+    assert "a\ufffd\n" in capsys.readouterr().out
 
 
 def test_an_answer_cannot_drive_the_terminal(typed, capsys):

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
@@ -145,6 +146,7 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal."""
     from bactrian import assistant, verbs
+    from bactrian.data.continuation import Continuation
     from bactrian.inference import terminal
     from bactrian.inference.engine import Settings
 
@@ -156,7 +158,7 @@ def chat(
         terminal.chat(
             engine,
             verbs.prompter(template),
-            found.tokenizer.decode,
+            partial(Continuation, template.tokenizer),
             settings,
             max_positions=found.config.max_positions,
             system=system,

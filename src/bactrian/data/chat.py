@@ -2,7 +2,8 @@
 
 Invariant: the ids trained are the ids served. One rendering gives the text, cut once; ids, mask and the place where an
 answer begins are read off the spans of that one tokenization, never off the lengths of prefixes tokenized apart.
-Contents are plain text: no user can write a special token.
+Contents are plain text: no user can write a special token, nor a mark that the format writes, which may be a token of
+its own without being flagged special (`<|im_start|>` of some models). In an answer such a mark is the token that it is.
 
     chat = Chat(tokenizer, "tulu")
     ids, learn = chat.render(messages)      to learn from
@@ -22,32 +23,26 @@ and the answer `Hello` it reads, after BOS if the tokenizer itself begins with o
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bactrian.data import template
+from bactrian.data import template, tulu
 from bactrian.data.records import ROLES, Conversation, Example, Message, Messages, Preference, Record
 from bactrian.data.tokenizer import Cut, Tokenizer
+from bactrian.data.tulu import Rendering
 from bactrian.errors import ChatError
 
 Format = Literal["tulu", "model"]
 Learn = Literal["all", "last"]
 
 # Part of every fingerprint: raise it when the same messages come to give other ids or another mask.
-_VERSION = 2
-
-
-class _Rendering(NamedTuple):
-    """A conversation before it is cut. Places are characters of the text with special tokens written out."""
-
-    pieces: list[str | int]  # texts and special tokens' ids, as `Tokenizer.encode_many` takes them
-    learnt: list[tuple[int, int]]  # what is learnt: from, up to
-    answer: int  # where what the last assistant's turn says begins
+_VERSION = 3
 
 
 class _Encoded(NamedTuple):
@@ -61,15 +56,23 @@ class Chat:
     """A chat format on a tokenizer.
 
     learn: "all" assistant's turns of a conversation, or the "last" one alone.
+    now:   what a template that asks for the time is told; by default when this was made.
     """
 
     tokenizer: Tokenizer
     format: Format
     learn: Learn = "all"
+    now: datetime = field(default_factory=datetime.now)
 
     def __post_init__(self) -> None:
         if self.format == "model" and self.tokenizer.chat_template is None:
             raise ChatError('this model\'s tokenizer has no chat template; use chat = "tulu"')
+        # Whoever reads the export finds the marks too, wherever they stand.
+        object.__setattr__(self, "tokenizer", self.tokenizer.with_exact(self.marks))
+
+    def encode(self, pieces: Sequence[str | int]) -> np.ndarray:
+        """Ids, int32 [N], of what `prompt_pieces` gives."""
+        return self._encoder.encode_pieces(pieces)[0]
 
     def render(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
         """Ids, int32 [N], of a whole conversation, and which the model learns, bool [N].
@@ -89,14 +92,14 @@ class Chat:
 
     def prompt(self, messages: Messages) -> np.ndarray:
         """Ids, int32 [N], of the conversation so far and the header that asks for an assistant's turn."""
-        return self.tokenizer.encode_pieces(self.prompt_pieces(messages))[0]
+        return self.encode(self.prompt_pieces(messages))
 
     def prompt_pieces(self, messages: Messages) -> list[str | int]:
-        """`prompt` before it is cut, as `Tokenizer.encode_pieces` takes it: text may be added to the last piece."""
+        """`prompt` before it is cut, as `encode` takes it: text may be added to the last piece."""
         _check(messages)
         if self.format == "tulu":
-            return _tulu(self.tokenizer, messages, self.learn, generate=True).pieces
-        disguised, back = template.disguise(messages, self.tokenizer.special, self.jinja())
+            return tulu.render(self._encoder, messages, self.learn, generate=True).pieces
+        disguised, back = self._disguised(messages)
         return self._pieces(self._text(disguised, generate=True), back)
 
     def render_conversation(self, conversation: Conversation) -> Example:
@@ -118,8 +121,9 @@ class Chat:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens at which an answer is over: EOS, and what ends an assistant's turn in the model's own template."""
-        return tuple(dict.fromkeys([self.tokenizer.eos_id, *self._closing]))
+        """Tokens at which an answer is over: EOS, what ends an assistant's turn in the model's own template, and what
+        the model's files state."""
+        return tuple(dict.fromkeys([self.tokenizer.eos_id, *self._closing, *self.tokenizer.ends]))
 
     @cached_property
     def ends_turn(self) -> bool:
@@ -131,23 +135,27 @@ class Chat:
         """Equal for two chats only if they give equal ids and equal masks."""
         parts = f"{_VERSION} {self.tokenizer.fingerprint} {self.format} {self.learn}"
         if self.format == "model" and "strftime_now" in self.jinja():
-            parts += f" {date.today()}"  # the template writes the day into the text
+            parts += f" {self._times}"  # the template writes the day into the text
         return hashlib.sha256(parts.encode()).hexdigest()
+
+    def content(self, text: str) -> str:
+        """What a model said as the content of its turn: without the space that the format itself writes before it."""
+        return text.removeprefix(" ") if self._writes_space else text
 
     def jinja(self) -> str:
         """The format as a Jinja template, for the exported tokenizer: `transformers` makes the same ids with it."""
         if self.format == "model":
             assert self.tokenizer.chat_template is not None  # __post_init__ saw to it
             return self.tokenizer.chat_template
-        return ("{{ bos_token }}" if self.tokenizer.prefix_ids else "") + _TULU_JINJA
+        return ("{{ bos_token }}" if self.tokenizer.prefix_ids else "") + tulu.JINJA
 
     def _encode(self, batch: Sequence[Messages]) -> list[_Encoded | ChatError]:
         renderings = [self._rendering(messages) for messages in batch]
         good = [each.pieces for each in renderings if not isinstance(each, ChatError)]
-        cuts = iter(self.tokenizer.encode_many(good))
+        cuts = iter(self._encoder.encode_many(good))
         return [each if isinstance(each, ChatError) else self._marked(each, next(cuts)) for each in renderings]
 
-    def _marked(self, rendering: _Rendering, cut: Cut) -> _Encoded:
+    def _marked(self, rendering: Rendering, cut: Cut) -> _Encoded:
         """The ids of a rendering, which of them are learnt, and where the last answer begins."""
         places = self._in_bytes(rendering, cut)
         # A token that is no character of its own (a space put in front) goes with the character that follows.
@@ -161,48 +169,48 @@ class Chat:
             learn[0] = False
         return _Encoded(cut.ids, learn, int((ends <= places[rendering.answer]).sum()))
 
-    def _in_bytes(self, rendering: _Rendering, cut: Cut) -> dict[int, int]:
+    def _in_bytes(self, rendering: Rendering, cut: Cut) -> dict[int, int]:
         """The places of a rendering, which are characters, in bytes of the cut's string."""
         wanted = sorted({rendering.answer, *chain.from_iterable(rendering.learnt)})
         places: dict[int, int] = {}
         at = 0
         for piece, start in zip(rendering.pieces, cut.starts.tolist(), strict=True):
-            text = piece if isinstance(piece, str) else self.tokenizer.written(piece)
+            text = piece if isinstance(piece, str) else self._encoder.written(piece)
             while len(places) < len(wanted) and (place := wanted[len(places)]) <= at + len(text):
                 inside = place - at
                 places[place] = start + (inside if text.isascii() else len(text[:inside].encode()))
             at += len(text)
         return places
 
-    def _rendering(self, messages: Messages) -> "_Rendering | ChatError":
+    def _rendering(self, messages: Messages) -> "Rendering | ChatError":
         try:
             _check(messages)
             if all(message.role != "assistant" for message in messages):
                 raise ChatError(
                     "no turn is an assistant's, so there is nothing to learn; drop the row or add an answer"
                 )
-            whole = _tulu(self.tokenizer, messages, self.learn) if self.format == "tulu" else self._model(messages)
+            whole = tulu.render(self._encoder, messages, self.learn) if self.format == "tulu" else self._model(messages)
             if not whole.pieces:
                 raise ChatError('the chat template writes nothing for these messages; use chat = "tulu"')
         except ChatError as error:
             return error
         return whole
 
-    def _model(self, messages: Messages) -> _Rendering:
+    def _model(self, messages: Messages) -> Rendering:
         """The template's text, in which a turn spans what it adds to the header that asks for it, or what the template
         itself marks as generated."""
-        disguised, back = template.disguise(messages, self.tokenizer.special, self.jinja())
+        disguised, back = self._disguised(messages)
         if template.has_marks(self.jinja()):
-            text, spans = template.render_marked(self.jinja(), disguised, self._tokens)
+            text, spans = template.render_marked(self.jinja(), disguised, self.tokenizer.names, self.now)
             if not spans:
                 raise ChatError("the chat template marks nothing of these messages to be learnt; drop the row")
-            return _Rendering(self._pieces(text, back), self._trained(spans, messages), spans[-1][0])
+            return Rendering(self._pieces(text, back), self._trained(spans, messages), spans[-1][0])
         text = self._text(disguised)
         turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
         turns = turns if self.learn == "all" else turns[-1:]
         spans = [self._turn(text, disguised, turn) for turn in turns]
         learnt = [span for span, turn in zip(spans, turns, strict=True) if messages[turn].trained]
-        return _Rendering(self._pieces(text, back), learnt, spans[-1][0])
+        return Rendering(self._pieces(text, back), learnt, spans[-1][0])
 
     def _trained(self, spans: list[tuple[int, int]], messages: Messages) -> list[tuple[int, int]]:
         """Of the spans that a template marks, those that are learnt. Raises `ChatError` where that cannot be told."""
@@ -227,22 +235,49 @@ class Chat:
                 f"the chat template is not prefix-monotone: what it writes up to {which}, is not how the whole begins, "
                 'so what is learnt cannot be told; use chat = "tulu"'
             )
-        specials = self._special.finditer(text, len(header), len(turn))
+        specials = self._ending.finditer(text, len(header), len(turn))
         return len(header), max((match.end() for match in specials), default=len(turn))
 
     def _text(self, messages: Messages, generate: bool = False) -> str:
-        return template.render(self.jinja(), messages, self._tokens, generate)
+        return template.render(self.jinja(), messages, self.tokenizer.names, generate, self.now)
+
+    def _disguised(self, messages: Messages) -> template.Disguise:
+        special = self.tokenizer.special
+        return template.disguise(messages, [*special, *self.marks], self.jinja(), special)
 
     @cached_property
-    def _tokens(self) -> dict[str, str]:
-        return {"bos_token": self.tokenizer.bos_text, "eos_token": self.tokenizer.eos_text}
+    def marks(self) -> tuple[str, ...]:
+        """Tokens set apart from text, but not flagged special, that the format writes around contents."""
+        words = [text for text in self.tokenizer.set_apart if text not in self.tokenizer.special]
+        written = words and (tulu.MARKS if self.format == "tulu" else self._written)
+        return tuple(text for text in words if text in written)
+
+    @cached_property
+    def _written(self) -> str:
+        """All that the template writes around contents, for conversations that it does not refuse."""
+        talk = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+        texts = []
+        for messages in (talk, (Message("system", "s"), *talk), talk[:2]):
+            with suppress(ChatError):
+                texts += [self._text(messages), self._text(messages, generate=True)]
+        return "\n".join(texts)
+
+    @cached_property
+    def _times(self) -> str:
+        """The time as the template writes it, as far as that can be seen without contents."""
+        return template.written_times(self.jinja(), self.tokenizer.names, self.now)
+
+    @cached_property
+    def _encoder(self) -> Tokenizer:
+        """The tokenizer to which the marks are special, so that no text becomes one."""
+        return self.tokenizer.with_special(self.marks)
 
     def _pieces(self, text: str, back: dict[int, str]) -> list[str | int]:
         """The text cut at its special tokens, with the contents' own characters given back."""
         pieces: list[str | int] = []
         at = 0
         for match in self._special.finditer(text):
-            pieces += [text[at : match.start()], self.tokenizer.special[match.group()]]
+            pieces += [text[at : match.start()], self._encoder.special[match.group()]]
             at = match.end()
         given_back = (piece.translate(back) if back and isinstance(piece, str) else piece for piece in pieces)
         last = text[at:].translate(back) if back else text[at:]
@@ -250,7 +285,14 @@ class Chat:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return re.compile(template.alternatives(self.tokenizer.special))
+        return re.compile(template.alternatives(self._encoder.special))
+
+    @cached_property
+    def _ending(self) -> re.Pattern[str]:
+        """What may end a turn: a special token, or the mark that the template writes after a content."""
+        text = self._text((Message("user", "a"), Message("assistant", "\ue000"))) if self.marks else ""
+        marks = [match.group() for match in self._special.finditer(text, text.find("\ue000") + 1)]
+        return re.compile(template.alternatives({*self.tokenizer.special, *marks}))
 
     @cached_property
     def _closing(self) -> tuple[int, ...]:
@@ -259,8 +301,21 @@ class Chat:
             return (self.tokenizer.eos_id,)
         messages = (Message("user", "a"), Message("assistant", "b"))
         begin, end = self._turn(self._text(messages), messages, 1)
-        found = [match.group() for match in self._special.finditer(self._text(messages), begin, end)]
-        return tuple(self.tokenizer.special[text] for text in found[-1:])
+        found = [match.group() for match in self._ending.finditer(self._text(messages), begin, end)]
+        return tuple(self._encoder.special[text] for text in found[-1:])
+
+    @cached_property
+    def _writes_space(self) -> bool:
+        """Whether the template puts a space between an assistant's header and what it says, as Llama 2's does."""
+        if self.format == "tulu":
+            return False
+        messages = (Message("user", "a"), Message("assistant", "b"))
+        try:
+            text = self._text(messages)
+            begin, end = self._turn(text, messages, 1)
+        except ChatError:
+            return False
+        return text[begin:end].startswith(" ")
 
 
 def _example(record: Record, branches: Sequence[_Encoded | ChatError]) -> Example | ChatError:
@@ -290,74 +345,3 @@ def _check(messages: Messages) -> None:
     for number, message in enumerate(messages, 1):
         if message.role not in ROLES:
             raise ChatError(f"message {number} has the role {message.role!r}; known are {', '.join(ROLES)}")
-
-
-@dataclass
-class _Draft:
-    """Pieces being laid one after the other, and how many characters there are so far."""
-
-    tokenizer: Tokenizer
-    pieces: list[str | int] = field(default_factory=list)
-    at: int = 0
-
-    def text(self, text: str) -> None:
-        if self.pieces and isinstance(self.pieces[-1], str):
-            self.pieces[-1] += text
-        else:
-            self.pieces.append(text)
-        self.at += len(text)
-
-    def token(self, token_id: int) -> None:
-        self.pieces.append(token_id)
-        self.at += len(self.tokenizer.written(token_id))
-
-
-def _tulu(tokenizer: Tokenizer, messages: Messages, learn: Learn, generate: bool = False) -> _Rendering:
-    """Tulu 2's text and mask.
-
-    Not learnt are BOS, every turn that is not an assistant's, and the header that follows one; all else is, so also a
-    header that nothing but an assistant's turn comes before, and the line end between `</s>` and the next turn.
-    """
-    draft = _Draft(tokenizer)
-    for token_id in tokenizer.prefix_ids:
-        draft.token(token_id)
-    learnt: list[tuple[int, int]] = []
-    said: list[tuple[int, int]] = []
-    last: list[tuple[int, int]] = []  # what is learnt where only the last turn is
-    given = False  # whether what came before is masked, and so masks an assistant's header too
-    for index, message in enumerate(messages):
-        final = index == len(messages) - 1 and not generate
-        header, content = f"<|{message.role}|>\n", message.content.strip()
-        begin = draft.at
-        if message.role == "assistant":
-            draft.text(header)
-            begin_content = draft.at
-            draft.text(content)
-            draft.token(tokenizer.eos_id)
-            said.append((begin_content, draft.at))
-        else:
-            draft.text((header + content).strip() if final else header + content)
-        if not final:  # the whole text is stripped, so nothing follows the last turn
-            draft.text("\n")
-        trained = message.role == "assistant" and message.trained
-        if trained:
-            learnt.append((said[-1][0] if given else begin, draft.at))
-        given = not trained
-        if message.role == "assistant":
-            last = said[-1:] if trained else []
-    if generate:
-        draft.text("<|assistant|>\n")
-    return _Rendering(draft.pieces, learnt if learn == "all" else last, said[-1][0] if said else draft.at)
-
-
-_TULU_JINJA = (
-    "{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('known roles are system, user and assistant') }}"
-    "{% endif %}"
-    "{% set turn = '<|' ~ message['role'] ~ '|>\\n' ~ (message['content'] | trim) %}"
-    "{% if message['role'] == 'assistant' %}{% set turn = turn ~ eos_token %}{% endif %}"
-    "{{ turn | trim if loop.last and not add_generation_prompt else turn ~ '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)

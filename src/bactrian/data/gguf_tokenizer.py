@@ -26,6 +26,8 @@ class Description(NamedTuple):
     eos_id: int
     pad_id: int | None
     chat_template: str | None
+    ends: tuple[int, ...] = ()  # where generation stops, EOS among them or not
+    named: tuple[tuple[str, str], ...] | None = None  # special tokens by the names that a chat template calls them
 
 
 # The flags of an added token that is found as it is written and takes nothing of its neighbours.
@@ -71,6 +73,9 @@ _PRE_TOKENIZERS: dict[str, list[Json]] = {
         _BYTES,
     ],
 }
+_ENDS_TURN = frozenset(
+    {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "[EOT]", "<|eom_id|>", "<|return|>"}
+)
 # Llama 3's vocabulary has words that its merges do not reach, so a piece that is a word is taken whole; its texts begin
 # with BOS.
 _WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3"})
@@ -123,7 +128,18 @@ def read(path: Path) -> Description:
         bos = fields["tokenizer.ggml.tokens"][bos_id]
         definition["post_processor"] = begin_with(bos, bos_id)
     pad_id = fields.get("tokenizer.ggml.padding_token_id")
-    return Description(definition, bos_id, eos_id, pad_id, fields.get("tokenizer.chat_template"))
+    template, ends = fields.get("tokenizer.chat_template"), _ends(fields)
+    return Description(definition, bos_id, eos_id, pad_id, template, ends)
+
+
+def _ends(fields: Json) -> tuple[int, ...]:
+    """The tokens that end a turn or a message: those that the file states, and those whose text says so to llama.cpp
+    (src/llama-vocab.cpp), if they are set apart from text."""
+    stated = [fields.get(f"tokenizer.ggml.{role}_token_id") for role in ("eot", "eom")]
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    apart = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    known = [i for i, text in enumerate(tokens) if text in _ENDS_TURN and types[i] in apart]
+    return tuple(dict.fromkeys(i for i in [*stated, *known] if i is not None and i < len(tokens)))
 
 
 def _refuse_what_cannot_be(fields: Json, path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer as Engine
 
 Json = dict[str, Any]
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece writes a token that is a byte
 
 # What `\s` matches in the engine's regexes; Python's `str.strip()` takes four control characters more.
 SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))

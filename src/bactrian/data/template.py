@@ -6,10 +6,11 @@ as a special token, its first character is swapped for a private one until the t
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,9 +19,9 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from bactrian.data.records import Messages
+from bactrian.data.bounded_template import Environment
+from bactrian.data.records import Message, Messages
 from bactrian.errors import ChatError
 
 _BEGIN, _END = "generation_begins", "generation_ends"  # what a template writes around a mark, if it is given them
@@ -29,50 +30,93 @@ _BEGIN, _END = "generation_begins", "generation_ends"  # what a template writes 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class _Generation(Extension):
-    """`{% generation %}` marks what a model wrote, in templates that have it; the marks change no character."""
+class Generation(Extension):
+    """`{% generation %}` marks what a model wrote, in templates that have it; the marks change no character.
+
+    What is set inside stays inside, as in `transformers`.
+    """
 
     tags: ClassVar[set[str]] = {"generation"}
 
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        begin, end = (nodes.Output([nodes.Name(name, "load")]) for name in (_BEGIN, _END))
-        return [begin, *body, end]
+        marks: list[nodes.Expr] = [nodes.Name(name, "load") for name in (_BEGIN, _END)]
+        return nodes.CallBlock(self.call_method("_marked", marks), [], [], body).set_lineno(line)
+
+    def _marked(self, begin: Any, end: Any, caller: Any) -> str:
+        return f"{begin}{caller()}{end}"
 
 
-def _raise(message: str) -> None:
+def refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes HTML, which would change what the model reads.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
+def _compile(template: str) -> tuple[Environment, jinja2.Template]:
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.guard()
+    try:
+        return environment, environment.from_string(template)
+    except (RecursionError, MemoryError, SyntaxError) as error:
+        raise jinja2.TemplateError(f"it nests too deep ({type(error).__name__})") from None
 
 
-def render(template: str, messages: Messages, tokens: dict[str, str], generate: bool) -> str:
+def render(
+    template: str,
+    messages: Messages,
+    tokens: dict[str, str],
+    generate: bool,
+    now: datetime | None = None,
+    told: Callable[[str], Any] = str,
+) -> str:
     """The text of a conversation, with an assistant's header at its end if `generate`.
 
-    tokens: what the template calls `bos_token` and `eos_token`. Raises `ChatError` where the template does.
+    tokens: special tokens by the names that the template calls them (`bos_token`, …). now: what the template takes for
+    the time, by default the time; `told` hears what it was told. Raises `ChatError` where the template does, or
+    takes too much time or memory.
     """
     turns = [{"role": message.role, "content": message.content} for message in messages]
+    given = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": generate, **tokens}
+    given["strftime_now"] = partial(_write_time, now, told)
     try:
-        return _compile(template).render(messages=turns, add_generation_prompt=generate, **tokens)
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        environment, compiled = _compile(template)
+        return environment.render(compiled, given)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise ChatError(
             f'the chat template refuses these messages: {error}; change their roles or use chat = "tulu"'
         ) from error
+
+
+def written_times(template: str, tokens: dict[str, str], now: datetime) -> str:
+    """What a template writes of the time, seen on two turns; the time itself if that shows nothing."""
+    written: list[str] = []
+    talk = (Message("user", "a"), Message("assistant", "b"))
+    for generate in (False, True):
+        with suppress(ChatError):
+            render(template, talk, tokens, generate, now, written.append)
+    return "\n".join(written) or now.isoformat()
+
+
+def _write_time(now: datetime | None, told: Callable[[str], Any], form: str) -> str:
+    if re.search(r"\d{4}", form):
+        raise jinja2.TemplateError("strftime_now: it asks for more than a thousand columns")
+    text = (now or datetime.now()).strftime(form)
+    told(text)
+    return text
 
 
 def has_marks(template: str) -> bool:
@@ -80,10 +124,12 @@ def has_marks(template: str) -> bool:
     return _MARK.search(template) is not None
 
 
-def render_marked(template: str, messages: Messages, tokens: dict[str, str]) -> tuple[str, list[tuple[int, int]]]:
+def render_marked(
+    template: str, messages: Messages, tokens: dict[str, str], now: datetime | None = None
+) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and the spans of it that the template marks. Raises `ChatError` as `render` does."""
     begin, end = islice(_private([template, *tokens.values(), *(message.content for message in messages)]), 2)
-    written = render(template, messages, {**tokens, _BEGIN: begin, _END: end}, generate=False)
+    written = render(template, messages, {**tokens, _BEGIN: begin, _END: end}, False, now)
     pieces: list[str] = []
     spans: list[tuple[int, int]] = []
     at = 0
@@ -109,13 +155,18 @@ class Disguise(NamedTuple):
     back: dict[int, str]
 
 
-def disguise(messages: Messages, special: Collection[str], template: str) -> Disguise:
+def disguise(
+    messages: Messages, special: Collection[str], template: str, said: Collection[str] | None = None
+) -> Disguise:
     """Swaps the first character of whatever could be read as a special token, in every content.
+
+    said: those that an assistant's content must not hold, if they are fewer.
 
     That is a special token written out, a beginning of one at a content's end (the template may write the rest), or the
     end of one at a content's start. No content changes its length. Most need no swap: then nothing is copied.
     """
-    places = [_places(message.content, frozenset(special)) for message in messages]
+    every, own = frozenset(special), frozenset(special if said is None else said)
+    places = [_places(message.content, own if message.role == "assistant" else every) for message in messages]
     if not any(places):
         return Disguise(messages, {})
     swapped = sorted({message.content[i] for message, found in zip(messages, places, strict=True) for i in found})

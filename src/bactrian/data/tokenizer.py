@@ -11,11 +11,11 @@ tokenizer.json.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken
@@ -48,6 +48,8 @@ class Tokenizer:
     definition: the content of a tokenizer.json, as text.
     eos_id:     ends an assistant's turn, or a document.
     bos_id:     begins a sequence, where the tokenizer or the chat format puts it.
+    ends:       tokens at which generation stops too, by the model's other files.
+    named:      special tokens as the model's files name them; None where they name BOS and EOS alone.
     """
 
     definition: str = field(repr=False)
@@ -55,6 +57,19 @@ class Tokenizer:
     bos_id: int | None = None
     pad_id: int | None = None
     chat_template: str | None = field(default=None, repr=False)
+    ends: tuple[int, ...] = ()
+    named: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens at which generation stops, EOS first."""
+        return tuple(dict.fromkeys([self.eos_id, *self.ends]))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Special tokens by the names that a chat template calls them: `bos_token`, `eos_token`, …"""
+        known = {"bos_token": self.bos_text, "eos_token": self.eos_text}
+        return known if self.named is None else dict(self.named)
 
     @property
     def engine(self) -> Engine:
@@ -75,9 +90,16 @@ class Tokenizer:
         return {token.content: i for i, token in sorted(self._added.items()) if token.special}
 
     @cached_property
+    def set_apart(self) -> list[str]:
+        """Added tokens, special or not, as they are written; but for those of white space, which are words."""
+        return [token.content for _, token in sorted(self._added.items()) if token.content.strip()]
+
+    @cached_property
     def fingerprint(self) -> str:
         """Equal for two tokenizers only if they give equal ids and render equal chats."""
-        roles = [self.bos_id, self.eos_id, self.chat_template]
+        roles: list[Any] = [self.bos_id, self.eos_id, self.chat_template]
+        known, asked = ("bos_token", "eos_token"), self.chat_template or ""
+        roles += [name for name in self.named or () if name[0] not in known and name[0] in asked]
         return hashlib.sha256((self.definition + json.dumps(roles)).encode()).hexdigest()
 
     @cached_property
@@ -187,11 +209,30 @@ class Tokenizer:
         anchor = self._anchor
         return self.decode([anchor, token_id], False)[len(self.decode([anchor], False)) :]
 
-    def add_tokens(self, texts: Sequence[str]) -> "Tokenizer":
-        """A tokenizer that has these special tokens too, with the next free ids."""
+    def add_tokens(self, texts: Sequence[str], special: bool = True) -> "Tokenizer":
+        """A tokenizer that has these tokens too, with the next free ids: special ones, or words that texts hold."""
         engine = Engine.from_str(self.definition)
-        engine.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+        new = [text for text in texts if special or text not in self.special]
+        tokens = [AddedToken(text, special=special, normalized=False) for text in new]
+        (engine.add_special_tokens if special else engine.add_tokens)(tokens)
         return replace(self, definition=canonical(json.loads(engine.to_str())))
+
+    def with_special(self, texts: Collection[str]) -> "Tokenizer":
+        """A tokenizer to which these added tokens are special, so that no text becomes one."""
+        return self._flagged(texts, special=True, normalized=False)
+
+    def with_exact(self, texts: Collection[str]) -> "Tokenizer":
+        """A tokenizer that finds these added tokens as they are written, not in a text that was normalized."""
+        return self._flagged(texts, normalized=False)
+
+    def _flagged(self, texts: Collection[str], **flags: bool) -> "Tokenizer":
+        definition = json.loads(self.definition) if texts else {"added_tokens": []}
+        changed = [token for token in definition["added_tokens"] if token["content"] in texts]
+        if all(token[flag] == value for token in changed for flag, value in flags.items()):
+            return self
+        for token in changed:
+            token.update(flags)
+        return replace(self, definition=canonical(definition))
 
     def with_template(self, chat_template: str | None) -> "Tokenizer":
         return replace(self, chat_template=chat_template)
@@ -233,11 +274,11 @@ def load(path: Path) -> Tokenizer:
         description = tokenizer_folder.read(path)
     else:
         raise ModelError(f"{path}: no tokenizer here; expected a folder with tokenizer.json, or a .gguf file")
-    definition, bos_id, eos_id, pad_id, template = description
+    definition, bos_id, eos_id, pad_id, template, ends, named = description
     definition.update(truncation=None, padding=None)
     try:
-        definition["added_tokens"] = tokenizer_folder.with_roles(definition, [bos_id, eos_id])
-        tokenizer = Tokenizer(canonical(definition), eos_id, bos_id, pad_id, template)
+        definition["added_tokens"] = tokenizer_folder.with_roles(definition, [bos_id, eos_id], ends)
+        tokenizer = Tokenizer(canonical(definition), eos_id, bos_id, pad_id, template, ends, named)
         moved = [t for t in definition["added_tokens"] if tokenizer.engine.token_to_id(t["content"]) != t["id"]]
     except Exception as error:  # the engine raises nothing narrower for a definition it cannot read
         raise ModelError(f"{path}: not a valid tokenizer ({error}); download the model again") from error
@@ -256,9 +297,7 @@ def save(tokenizer: Tokenizer, folder: Path, max_length: int | None = None) -> N
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": bool(tokenizer.prefix_ids),
-        "bos_token": tokenizer.bos_text or None,
-        "eos_token": tokenizer.eos_text,
-        "pad_token": tokenizer.eos_text if tokenizer.pad_id is None else tokenizer.token_text(tokenizer.pad_id),
+        **_names(tokenizer),
         "clean_up_tokenization_spaces": False,
         **({} if max_length is None else {"model_max_length": max_length}),
     }
@@ -268,6 +307,17 @@ def save(tokenizer: Tokenizer, folder: Path, max_length: int | None = None) -> N
     template.unlink(missing_ok=True)
     if tokenizer.chat_template is not None:
         _write(template, tokenizer.chat_template)
+
+
+def _names(tokenizer: Tokenizer) -> dict[str, str | None]:
+    """The special tokens that are named. EOS is one, and pads where no other token does, unless the chat template asks
+    for that name and was told of none."""
+    names: dict[str, str | None] = {"bos_token": tokenizer.names.get("bos_token") or None, **tokenizer.names}
+    pad = tokenizer.eos_text if tokenizer.pad_id is None else tokenizer.written(tokenizer.pad_id)
+    for name, text in (("eos_token", tokenizer.eos_text), ("pad_token", pad)):
+        if name not in names and name not in (tokenizer.chat_template or ""):
+            names[name] = text
+    return {name: text or None for name, text in names.items()}
 
 
 def _write(path: Path, text: str) -> None:

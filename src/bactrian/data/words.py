@@ -23,13 +23,12 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 
 from bactrian.data import plain_text
-from bactrian.data.plain_text import SPACES, Json
+from bactrian.data.plain_text import BYTE, SPACES, Json
 
 _SPACE = "▁"
 _REMEMBERED = 100_000  # words: some 25 MB
 _LONG = 40  # characters of a word that is not worth remembering
 _TOGETHER = 200  # words cut as one text
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Cut(NamedTuple):
@@ -234,7 +233,7 @@ def _lengths(content: Json, spaces: bool) -> np.ndarray | None:
         if not spaces:
             lengths[i] = len(token)
         else:
-            lengths[i] = 1 if _BYTE.fullmatch(token) else len(token.replace(_SPACE, " ").encode())
+            lengths[i] = 1 if BYTE.fullmatch(token) else len(token.replace(_SPACE, " ").encode())
     for i, length in added.items():
         lengths[i] = length
     return lengths

@@ -43,7 +43,7 @@ Finish = Literal["stop", "length"]
 
 
 Ids = Sequence[int] | np.ndarray
-Ended = Callable[[np.ndarray], bool]  # whether an answer's tokens so far, int32 [N], are all that is wanted
+Ended = Callable[[int, np.ndarray], bool]  # whether a prompt's (by its index) answer so far, int32 [N], is all of it
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Engine:
                 answer.left -= len(tokens)
                 if ended:
                     answer.tokens = np.concatenate([answer.tokens, tokens])
-                    finish = "stop" if ended(answer.tokens) else finish
+                    finish = "stop" if ended(answer.index, answer.tokens) else finish
                 if finish:
                     del answering[slot]
                 yield answer.index, tokens, finish

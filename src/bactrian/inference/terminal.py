@@ -6,7 +6,7 @@ The room knows token ids only through the two functions it is handed, so any cha
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -19,7 +19,6 @@ _HELP = (
     "/reset forgets the conversation, /system TEXT sets the system message (none without TEXT), /exit or Ctrl-D ends"
 )
 _INVISIBLE = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-_UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not yet a whole character
 
 
 class Turn(NamedTuple):
@@ -35,11 +34,23 @@ class Streams(Protocol):
     def stream(self, prompt: Ids, settings: Settings) -> Iterator[int]: ...
 
 
+class Text(Protocol):
+    """An answer's text as its tokens arrive; no piece of it ends inside a character."""
+
+    def add(self, token: int) -> str:
+        """What is known of the text now, and was not before."""
+        ...
+
+    def end(self) -> str:
+        """What is left of it when no token comes any more."""
+        ...
+
+
 @dataclass
 class _Chat:
     engine: Streams
     prompt_ids: Callable[[list[Turn]], Ids]
-    decode: Callable[[Sequence[int]], str]
+    text_after: Callable[[Ids], Text]
     settings: Settings
     max_positions: int
     note: Callable[[str], None]
@@ -50,7 +61,7 @@ class _Chat:
 def chat(
     engine: Streams,
     prompt_ids: Callable[[list[Turn]], Ids],
-    decode: Callable[[Sequence[int]], str],
+    text_after: Callable[[Ids], Text],
     settings: Settings,
     *,
     max_positions: int,
@@ -58,7 +69,8 @@ def chat(
 ) -> None:
     """Reads messages from standard input and answers each, until /exit or the end of the input.
 
-    `prompt_ids` renders system, user and assistant turns up to the header of the next answer. In a terminal, Ctrl-C
+    `prompt_ids` renders system, user and assistant turns up to the header of the next answer, and `text_after` gives
+    the text of tokens that follow such a prompt. In a terminal, Ctrl-C
     stops the answer and what was said of it counts; errors are shown and the chat goes on. From a pipe every line is a
     message, standard output holds the answers alone and the rest goes to standard error; an InputError ends it.
     """
@@ -68,7 +80,7 @@ def chat(
     def note(text: str) -> None:
         console.print(printable(text), style="dim")
 
-    state = _Chat(engine, prompt_ids, decode, settings, max_positions, note, system)
+    state = _Chat(engine, prompt_ids, text_after, settings, max_positions, note, system)
     if interactive:
         note(_HELP)
     for line in _decoded(_typed(note) if interactive else sys.stdin):
@@ -79,21 +91,6 @@ def chat(
             if not interactive:
                 raise
             state.note(str(error))
-
-
-def pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """The text of a growing list of tokens, piece by piece; no piece ends inside a character."""
-    ids: list[int] = []
-    told, text = 0, ""
-    for token in tokens:
-        ids.append(token)
-        text = decode(ids)
-        whole = text.rstrip(_UNFINISHED)
-        if len(whole) > told:
-            yield whole[told:]
-            told = len(whole)
-    if len(text) > told:
-        yield text[told:]
 
 
 def _decoded(lines: Iterable[str]) -> Iterator[str]:
@@ -148,23 +145,24 @@ def _obey(state: _Chat, line: str) -> bool:
 def _answer(state: _Chat, message: str) -> None:
     """Prints the answer to a message and keeps both; if the message cannot be asked, the conversation is as before."""
     turns, ids = _prompt_that_fits(state, Turn("user", message))
-    tokens, times = [], [time.perf_counter()]
+    text, times = state.text_after(ids), [time.perf_counter()]
+    said: list[str] = []
 
-    def timed() -> Iterator[int]:
-        for token in state.engine.stream(ids, state.settings):
-            tokens.append(token)
-            times.append(time.perf_counter())
-            yield token
+    def say(piece: str) -> None:
+        said.append(piece)
+        sys.stdout.write(piece.translate(_INVISIBLE))  # an answer must not drive the terminal
+        sys.stdout.flush()
 
     try:
-        for piece in pieces(timed(), state.decode):
-            sys.stdout.write(piece.translate(_INVISIBLE))  # an answer must not drive the terminal
-            sys.stdout.flush()
+        for token in state.engine.stream(ids, state.settings):
+            times.append(time.perf_counter())
+            say(text.add(token))
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
+    say(text.end())
     print(flush=True)
-    state.turns = [*turns, Turn("assistant", state.decode(tokens))]
+    state.turns = [*turns, Turn("assistant", "".join(said))]
     state.note(_speed(times))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from bactrian.data import continuation
 from bactrian.data.corpus import Corpus
 from bactrian.data.records import Example
 from bactrian.data.tokenizer import Tokenizer
@@ -161,5 +162,6 @@ def matching(corpus: Corpus, tokenizer: Tokenizer, text: str, limit: int) -> lis
 
 def _whole(example: Example, tokenizer: Tokenizer) -> str:
     bounds: Iterable[int] = (0, *example.starts, len(example.tokens))
-    parts = itertools.pairwise(bounds)
-    return "\n".join(tokenizer.decode(example.tokens[start:end], False) for start, end in parts)
+    shared, *branches = [example.tokens[start:end] for start, end in itertools.pairwise(bounds)]
+    own = [continuation.after(tokenizer, shared, branch, False) for branch in branches]
+    return "\n".join([tokenizer.decode(shared, False), *own])

@@ -8,7 +8,7 @@ import numpy as np
 from rich.text import Text
 
 from bactrian import progress
-from bactrian.data import packing
+from bactrian.data import continuation, packing
 from bactrian.data.records import Batch
 from bactrian.data.tokenizer import Tokenizer
 from bactrian.errors import InputError, shown
@@ -113,6 +113,9 @@ def _runs(tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> list[tupl
     """Text of neighbouring tokens of one kind, decoded together so that characters of several tokens come out whole."""
     edges = [0, *(i for i in range(1, len(ids)) if learnt[i] != learnt[i - 1]), len(ids)]
     return [
-        (shown(tokenizer.decode(ids[start:stop], skip_special=False)), _LEARNT if learnt[start] else _SEEN)
+        (
+            shown(continuation.after(tokenizer, ids[:start], ids[start:stop], False)),
+            _LEARNT if learnt[start] else _SEEN,
+        )
         for start, stop in itertools.pairwise(edges)
     ]
