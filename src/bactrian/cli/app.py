@@ -1,11 +1,9 @@
 """The command: one function per verb. Heavy parts load inside the verb that needs them."""
 
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,7 +15,7 @@ from bactrian.cli.options import a_number
 from bactrian.cli.plan import plan
 from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
 from bactrian.files import documents
-from bactrian.masking import mask, mask_line
+from bactrian.masking import mask_line
 
 
 class _Verbs(typer.core.TyperGroup):
@@ -372,17 +370,12 @@ def data_check(
         raise typer.Exit(2)
 
 
-def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
-
-
 def main() -> None:
     """The `bactrian` command: ours, and what the machine refuses, goes wrong in one line; a bug keeps its traceback.
     Neither shows a secret."""
     is_own, code = sys.stdout is sys.__stdout__, 1
     if is_own:  # this process is the command's own
         process.prepare()
-        sys.excepthook = _show_bug
     try:
         code = _told(_invoke)
         code = code or _told(lambda: sys.stdout.flush())
