@@ -12,15 +12,17 @@ import os
 import re
 import sys
 import traceback
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from bactrian.errors import OutputLost
+from bactrian.masking import mask
 
 _LOGS = "BACTRIAN_LOGS"  # set to anything: other libraries' log lines are shown
 _PLATFORMS = "JAX_PLATFORMS"
@@ -53,8 +55,14 @@ _DEVICES = (
 _PLUGINS = re.compile(r"jax_plugins\.xla_(cuda|rocm)\d*|(jax|jaxlib)[_.](cuda|rocm)\d*(_plugin)?")
 
 
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `sys.excepthook` that shows no secret."""
+    sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+
+
 def prepare() -> None:
     """Make this process a command's: its streams, its quiet, its devices."""
+    sys.excepthook = _show_bug
     _open_streams()
     if not os.environ.get(_LOGS):
         _silence()
