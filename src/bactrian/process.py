@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import traceback
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
