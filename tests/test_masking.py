@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bactrian import masking
+from bactrian import masking, process
 from bactrian.errors import InputError
 from bactrian.files import atomic
 
@@ -136,3 +136,10 @@ def test_a_key_that_cannot_be_sent_is_refused_unseen(given: str, why: str, monke
     with pytest.raises(InputError, match=f"SOME_KEY: .*{why}") as caught:
         masking.key("SOME_KEY")
     assert "abc" not in str(caught.value)
+
+
+def test_the_traceback_of_a_bug_shows_no_secret(capsys):
+    masking.know("sk-abcdefgh")
+    error = RuntimeError("headers: Bearer sk-abcdefgh")
+    process._show_bug(RuntimeError, error, None)
+    assert capsys.readouterr().err == "RuntimeError: headers: Bearer …\n"

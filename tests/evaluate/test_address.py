@@ -10,6 +10,7 @@ import pytest
 from wire_server import Answer, Asked, refuses, says, serving
 
 from bactrian import masking
+from bactrian.cli.evaluate import WireOptions
 from bactrian.data.records import Message
 from bactrian.errors import BactrianError, InputError, line
 from bactrian.evaluate.address import Address, Wire
@@ -225,3 +226,35 @@ def test_a_key_that_a_server_repeats_is_neither_kept_nor_shown(where, tmp_path):
         assert asked[0].headers["authorization"] == f"Bearer {KEY}", "it was sent"
     for text in (said, (tmp_path / "calls.jsonl").read_text()):
         assert KEY not in text and KEY[:10] not in text and base64.b64encode(KEY.encode()).decode()[:12] not in text
+
+
+def test_the_options_of_the_command_say_how_an_address_is_asked():
+    assert WireOptions().wire("--judge") == Wire()
+    options = WireOptions(
+        max_completion=900,
+        no_temperature=True,
+        reasoning="low",
+        extra_body='{"top_k": 1}',
+        extra_header=["X-Team=blue=sky", "X-Other: a b"],
+        key_header="api-key",
+        no_system=True,
+    )
+    assert options.wire("--judge") == Wire(
+        900, False, "low", {"top_k": 1}, {"X-Team": "blue=sky", "X-Other": "a b"}, "api-key", False
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        WireOptions(extra_body="[1]"),
+        WireOptions(extra_body='{"a": NaN}'),
+        WireOptions(extra_body="{"),
+        WireOptions(extra_header=["sk-abcdefgh"]),
+        WireOptions(extra_header=["=sk-abcdefgh"]),
+    ],
+)
+def test_an_option_that_says_nothing_is_refused_unseen(options: WireOptions):
+    with pytest.raises(InputError, match="--model-extra-") as caught:
+        options.wire("--model")
+    assert "abcdefgh" not in str(caught.value)
