@@ -1,7 +1,6 @@
 """The command: one function per verb. Heavy parts load inside the verb that needs them."""
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,10 +9,11 @@ import typer
 import typer.core
 
 from bactrian import ends, interrupts, process, progress
+from bactrian.cli import outcome
 from bactrian.cli.evaluate import evaluate_app
 from bactrian.cli.options import a_number
 from bactrian.cli.plan import plan
-from bactrian.errors import BactrianError, InputError, OutputLost, Preempted, line, refusal
+from bactrian.errors import InputError, Preempted, line
 from bactrian.files import documents
 from bactrian.masking import mask_line
 
@@ -377,8 +377,8 @@ def main() -> None:
     if is_own:  # this process is the command's own
         process.prepare()
     try:
-        code = _told(_invoke)
-        code = code or _told(lambda: sys.stdout.flush())
+        code = outcome.code(_invoke)
+        code = code or outcome.code(lambda: sys.stdout.flush())
     finally:
         if is_own:
             ends.surely(code)
@@ -391,31 +391,3 @@ def _invoke() -> Any:
         if not documents.is_text(argument):
             raise InputError(f"argument {number}, {argument!r}, is no UTF-8 text; write it, or name the file, in UTF-8")
     return app(prog_name="bactrian", standalone_mode=False)
-
-
-def _told(call: Callable[[], Any]) -> int:
-    """The exit code of a call, its fault told in a line."""
-    try:
-        returned = call()
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except Exception as error:
-        told = error if isinstance(error, BactrianError) else _misused(error) or refusal(error)
-        if told is None:
-            raise
-        if not (isinstance(told, OutputLost) and told.is_quiet):
-            progress.tell(line(told, mask_line))
-        return told.exit_code
-    return returned if isinstance(returned, int) else 0
-
-
-def _misused(error: Any) -> InputError | None:
-    """What is wrong with the options and arguments, of which typer's errors say nothing but that."""
-    if not hasattr(error, "format_message"):
-        return None
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
-        print(context.get_help())
-        raise SystemExit(error.exit_code)
-    verb = context.command_path if context is not None else "bactrian"
-    return InputError(f"{verb}: {error.format_message().rstrip('.')}; see {verb} --help")
