@@ -347,6 +347,33 @@ def test_a_gguf_s_token_outside_the_vocabulary_is_refused(tmp_path: Path, fields
         tokenizer.load(path)
 
 
+_SPOILT = {
+    "an id of no size": (
+        "tokenizer.json",
+        {"added_tokens": [{"id": 2**31 - 1, "content": "x"}]},
+        "has the id 2147483647 of",
+    ),
+    "an id of a text": ("tokenizer.json", {"added_tokens": [{"id": "7", "content": "x"}]}, "added_tokens.0.id is '7'"),
+    "no content": ("tokenizer.json", {"added_tokens": [{"id": 7}]}, "added_tokens.0.content is missing"),
+    "a list": ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": []}, "merges": []}}, "model.vocab.dict"),
+    "a role": ("tokenizer_config.json", {"eos_token": {"text": "a"}}, "eos_token"),
+    "a template": ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
+}
+
+
+@pytest.mark.parametrize("what", _SPOILT)
+def test_a_tokenizer_s_file_of_other_types_is_one_line(tmp_path: Path, what: str):
+    name, changes, says = _SPOILT[what]
+    definition = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
+    files = {"tokenizer.json": definition, "tokenizer_config.json": {"eos_token": "b"}}
+    for file, content in files.items():
+        content = {**content, **changes} if file == name else content
+        (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"{name}: .*{says}") as caught:
+        tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path):
     for content in (b"", b"GGUF", b"not a GGUF file, but long enough to hold a header"):
         (tmp_path / "a.gguf").write_bytes(content)

@@ -280,7 +280,9 @@ def load(path: Path) -> Tokenizer:
         definition["added_tokens"] = tokenizer_folder.with_roles(definition, [bos_id, eos_id], ends)
         tokenizer = Tokenizer(canonical(definition), eos_id, bos_id, pad_id, template, ends, named)
         moved = [t for t in definition["added_tokens"] if tokenizer.engine.token_to_id(t["content"]) != t["id"]]
-    except Exception as error:  # the engine raises nothing narrower for a definition it cannot read
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the engine raises nothing narrower for what it cannot read, and may panic
         raise ModelError(f"{path}: not a valid tokenizer ({error}); download the model again") from error
     if moved:
         token = moved[0]

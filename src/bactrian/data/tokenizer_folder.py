@@ -1,13 +1,13 @@
 """The tokenizer in a Hugging Face folder: its definition, the ids that have a role, and its chat template."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bactrian.data import gguf_tokenizer
+from bactrian.data import gguf_tokenizer, tokenizer_schema
 from bactrian.data.plain_text import Json
 from bactrian.errors import ModelError
+from bactrian.files import documents
 
 _ROLES = ("bos", "eos", "pad")
 
@@ -20,6 +20,7 @@ def read(folder: Path) -> gguf_tokenizer.Description:
     config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
     if not isinstance(definition.get("model"), dict) or "vocab" not in definition["model"]:
         raise ModelError(f"{folder}/tokenizer.json: has no model with a vocabulary; download it again")
+    tokenizer_schema.check(folder, definition, config)
     definition.setdefault("added_tokens", [])
     chat_template = _read_template(folder, config)
     named = _named(config)
@@ -179,10 +180,8 @@ def _read_json(path: Path) -> Json:
     """The object in a file; empty where there is no file."""
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON ({error}); download it again") from error
+    where = f"{path}: not valid JSON"
+    value = documents.parse_json(path.read_bytes(), where, ModelError, "download it again")
     if not isinstance(value, dict):
         raise ModelError(f"{path}: expected a JSON object; download it again")
     return value
