@@ -27,8 +27,8 @@ ORDER = [
     "hosts",
     "data.records sections recipe changes run progress tracking markdown gguf_file",
     "data.plain_text data.words data.tokenizer data.continuation data.tokenizer_schema data.tokenizer_folder "
-    "data.gguf_tokenizer data.chat data.tulu data.served data.bounded_template data.template data.binarize data.sources "
-    "data.screen data.screens",
+    "data.gguf_tokenizer data.chat data.tulu data.served data.bounded_template data.template data.binarize "
+    "data.sources data.screen data.screens",
     "model.hub model.attention model.hf_schema model.safetensors_file data.sharing",
     "lineage",
     "data.workers data.tokenizing data.corpus data.packing model.prefix model.shards",
