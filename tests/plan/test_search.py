@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from bactrian import recipe as recipes
+from bactrian.errors import RunFailed
 from bactrian.model import llama
 from bactrian.model import mesh as meshes
-from bactrian.plan import compile, expected, search, targets, workload
+from bactrian.plan import compile, expected, hlo_text, search, targets, workload
 from bactrian.plan.compile import Measured
 from bactrian.plan.steps import Job
 from bactrian.plan.workload import Workload
@@ -65,3 +66,16 @@ def test_frozen_weights_send_no_gradients_and_gathered_keys_go_to_all():
     narrow = replace(work.config, num_heads=9, num_kv_heads=3, hidden_size=9 * 128)
     gathered = sent(replace(work, config=narrow))["all-gather", ("sequence",)]
     assert gathered == pytest.approx(3 * 32 * places * 2 * 2 * 3 * 128 * 3)
+
+
+def test_a_text_that_is_misread_is_no_candidate_that_does_not_fit(monkeypatch: pytest.MonkeyPatch):
+    tried: list[Job] = []
+
+    def measure(job: Job) -> Measured:
+        tried.append(job)
+        raise RunFailed("it does not compile") if len(tried) == 1 else hlo_text.misread("an operand that nothing makes")
+
+    monkeypatch.setattr(compile, "measure", measure)
+    with pytest.raises(hlo_text.Misread, match="nothing makes"):
+        list(search.best(recipes.load(RECIPE), "dpo", targets.find("8xh100")))
+    assert len(tried) == 2

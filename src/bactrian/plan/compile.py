@@ -25,6 +25,7 @@ from bactrian.errors import BactrianError, InputError, RunFailed
 from bactrian.plan import collectives, expected, gpus, hlo, memory, products, steps, versions
 from bactrian.plan.collectives import Collective
 from bactrian.plan.hlo import Instruction
+from bactrian.plan.hlo_text import Misread
 from bactrian.plan.memory import Buffer
 from bactrian.plan.steps import KEPT, Job
 from bactrian.plan.targets import GIB, Target
@@ -60,9 +61,8 @@ def measure(job: Job) -> Measured:
             command, input=pickle.dumps(job), env=_environment(job.target, folder), capture_output=True
         )
         if (folder / "refused").is_file():
-            raise RunFailed(
-                f"{job.target.name}: the {job.kind} step: {(folder / 'refused').read_text(encoding='utf-8')}"
-            )
+            kind, said = pickle.loads((folder / "refused").read_bytes())
+            raise kind(f"{job.target.name}: the {job.kind} step: {said}")
         if done.returncode:
             raise RunFailed(f"{job.target.name}: the {job.kind} step does not compile: {_reason(done.stderr)}")
         step: Measured = pickle.loads((folder / "measured").read_bytes())
@@ -71,7 +71,7 @@ def measure(job: Job) -> Measured:
 
 
 def check(job: Job, step: Measured) -> None:
-    """Raise `RunFailed` where what was read of a step cannot be true."""
+    """Raise `Misread` where what was read of a step cannot be true."""
     if sum(step.arguments.values()) > step.total:
         wrong = f"{step.total / GIB:.2f} GiB in all, less than its arguments take"
     elif job.kind == "decode":
@@ -81,7 +81,7 @@ def check(job: Job, step: Measured) -> None:
         wrong = expected.broken(job.workload, job.recipe.model.remat, job.sizes, job.kind == "train", *measured)
     if wrong:
         said = versions.warning(versions.installed()) or f"jax {versions.installed()}"
-        raise RunFailed(f"{job.target.name}: the compiled text of the {job.kind} step was misread: {wrong}; {said}")
+        raise Misread(f"{job.target.name}: the compiled text of the {job.kind} step was misread: {wrong}; {said}")
 
 
 def run_job() -> None:
@@ -91,7 +91,7 @@ def run_job() -> None:
     try:
         (folder / "measured").write_bytes(pickle.dumps(_measure(job, folder / "xla")))
     except BactrianError as error:
-        (folder / "refused").write_text(str(error), encoding="utf-8")
+        (folder / "refused").write_bytes(pickle.dumps((type(error), str(error))))
 
 
 def _measure(job: Job, dump: Path) -> Measured:

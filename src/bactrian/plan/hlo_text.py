@@ -39,9 +39,13 @@ class Reference(NamedTuple):
     indices: tuple[int, ...]
 
 
-def misread(what: str) -> RunFailed:
+class Misread(RunFailed):
+    """Compiled text that is not as it is read here: no number that is taken from it can be trusted."""
+
+
+def misread(what: str) -> Misread:
     """What to raise where compiled text is not as this version reads it."""
-    return RunFailed(f"the compiled text was misread: {what}; nothing of the plan would be right")
+    return Misread(f"the compiled text was misread: {what}; nothing of the plan would be right")
 
 
 def line(text: str) -> Line | None:

@@ -13,6 +13,7 @@ from bactrian.errors import DataError, RecipeError, RunFailed
 from bactrian.model import llama
 from bactrian.model import mesh as meshes
 from bactrian.plan import estimate, expected, planning, workload
+from bactrian.plan.hlo_text import Misread
 from bactrian.plan.planning import Planned
 from bactrian.plan.steps import Kind
 from bactrian.plan.targets import Target
@@ -53,15 +54,19 @@ def _fitting(recipe: Recipe, name: StageName, target: Target) -> Iterator[Planne
         if (candidate.recipe.mesh, rows) in found:
             continue
         tried += 1
-        with contextlib.suppress(RunFailed):
+        try:
             planned = planning.make(candidate.recipe, name, target, ("train",))
             if planned.fits:
                 made: list[Kind] = [kind for kind in planning.kinds_of(recipe, name) if planned.is_made(kind)]
                 planned = planning.extended(planned, made)
-            if planned.fits:
-                # What computes more again on the same mesh is no better.
-                found.append((candidate.recipe.mesh, rows))
-                yield planned
+        except Misread:
+            raise  # the others would be as well
+        except RunFailed:
+            continue
+        if planned.fits:
+            # What computes more again on the same mesh is no better.
+            found.append((candidate.recipe.mesh, rows))
+            yield planned
 
 
 def candidates(recipe: Recipe, name: StageName, target: Target) -> list[Candidate]:
