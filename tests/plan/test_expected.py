@@ -1,5 +1,7 @@
 """What is read of a compiled step is held against what any such step must come to."""
 
+import pickle
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from bactrian.data import mixture, packing
 from bactrian.model import hf_config
 from bactrian.plan import compile, expected, planning, show, targets, versions
 from bactrian.plan.compile import Measured
+from bactrian.plan.hlo_text import Misread
 from bactrian.plan.planning import Planned
 from bactrian.plan.steps import Job
 from bactrian.plan.workload import Workload
@@ -62,6 +65,17 @@ def test_a_step_that_cannot_be_is_no_plan(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(versions, "installed", lambda: "0.13.0")
     with pytest.raises(compile.RunFailed, match=r"not with 0\.13\.0; tested: pip install"):
         compile.check(job, step._replace(products=0.0))
+
+
+def test_what_the_compiling_process_refuses_is_said_by_this_one(monkeypatch: pytest.MonkeyPatch):
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        Path(command[-1], "refused").write_bytes(pickle.dumps((Misread, "no type in 'x'")))
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    job = Job("train", recipes.load(RECIPES / "sft-7b.toml"), WORK, targets.find("8xcpu"), SIZES)
+    with pytest.raises(Misread, match="8xcpu: the train step: no type in 'x'"):
+        compile.measure(job)
 
 
 def planned(work: Workload) -> Planned:
