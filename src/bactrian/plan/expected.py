@@ -34,7 +34,8 @@ def broken(
     microbatches = work.microbatches if is_update else 1.0
     needed = list(collectives(work, sizes))
     sent = sum(each.sent * each.times for each in found)
-    most = _MOST_SENT * (sum(each.sent * each.times for each in needed) + _rows_bytes(work, sizes)) + _SMALL
+    most = sum(each.sent * each.times for each in needed) + _rows_bytes(work, sizes) + _vocabulary_bytes(work, sizes)
+    most = _MOST_SENT * most + _SMALL
     if sent > most:
         largest = max(found, key=lambda each: each.sent * each.times)
         return (
@@ -88,6 +89,11 @@ def _rows_bytes(work: Workload, sizes: Mapping[str, int]) -> float:
     """The hidden states that a device computes of all microbatches, through every layer, in float32."""
     holders = math.prod(sizes.values()) // sizes["tensor"]
     return 4 * work.computed_places / holders * work.config.hidden_size * work.config.num_layers
+
+
+def _vocabulary_bytes(work: Workload, sizes: Mapping[str, int]) -> float:
+    """Embedding and head fetched twice and their gradients scattered, for each microbatch, in float32."""
+    return 3 * 4 * 2 * work.config.vocab_size * work.config.hidden_size * work.microbatches / sizes["tensor"]
 
 
 def _products(work: Workload, remat: llama.Remat, devices: int, is_update: bool) -> tuple[float, float]:
