@@ -10,6 +10,7 @@ from bactrian import errors
 from bactrian.errors import RunFailed
 
 _PATIENCE = 5.0  # seconds that a failed process has to end in order
+_LEISURE = 60.0  # seconds that one has in which all went well: a tracker may be sending what is left
 
 
 def surely(code: int) -> None:
@@ -17,7 +18,7 @@ def surely(code: int) -> None:
 
     def end() -> None:
         threading.main_thread().join()
-        time.sleep(_PATIENCE)
+        time.sleep(_PATIENCE if code else _LEISURE)
         _flush()
         os._exit(code)
 

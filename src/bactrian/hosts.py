@@ -261,8 +261,9 @@ class _Watch:
         """End this process because of an error, and with it all the others."""
         if not isinstance(error, BactrianError) and _CUT_OFF.search(str(error)):
             time.sleep(2 * self._silence)  # by then the watch knows who is gone, and has ended this process
-        if isinstance(error, BactrianError | Preempted):
-            text, code = errors.line(error), error.exit_code
+        told = error if isinstance(error, BactrianError | Preempted) else errors.refusal(error)
+        if told is not None:
+            text, code = errors.line(told), told.exit_code
         elif isinstance(error, KeyboardInterrupt):
             text, code = f"interrupted, {self._hosts.under_way}", interrupts.CODE
         else:
