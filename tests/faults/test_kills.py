@@ -12,7 +12,7 @@ import pytest
 import tiny
 from forked import Nursery
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUNS, KILLS = 10, 10  # a hundred in all
 SIZES = [round(24 * 1.22**n) for n in range(20)]  # KiB of disks that fill up: 24 to 1,050
