@@ -46,7 +46,7 @@ class Model(Section):
     chat: Literal["tulu", "model"] = Field(
         default="tulu", description="chat format: Tulu's, or the model's own template"
     )
-    add_tokens: tuple[str, ...] = Field(default=(), description="special tokens to add; their embeddings are learnt")
+    add_tokens: tuple[str, ...] = Field(default=(), description="tokens to add, whose embeddings are learnt")
     config: str | None = Field(
         default=None, description="its config.json, for a plan where the model is not at hand; a run refuses another"
     )
