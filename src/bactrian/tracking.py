@@ -85,7 +85,8 @@ def replay(rows: list[dict[str, Any]], trackers: list[Tracker]) -> None:
     """Give trackers what a run has written to its metrics before it had them."""
     for row in rows:
         values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
-        timing = {name: value for name, value in row.get("timing", {}).items() if name != "at"}
+        measured = row.get("timing", {}).items()
+        timing = {name: value for name, value in measured if isinstance(value, int | float) and name != "at"}
         for tracker in trackers:
             tracker.log(row["stage"], row["kind"], row["step"], {**values, **timing})
 

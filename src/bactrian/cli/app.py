@@ -11,7 +11,7 @@ import typer.core
 from bactrian import ends, interrupts, process, progress
 from bactrian.cli import outcome
 from bactrian.cli.evaluate import evaluate_app
-from bactrian.cli.options import a_number
+from bactrian.cli.options import BackTo, a_number, checkpoint_of
 from bactrian.cli.plan import plan
 from bactrian.errors import InputError, Preempted, line
 from bactrian.files import documents
@@ -68,14 +68,6 @@ TopP = Annotated[
     float, typer.Option(callback=a_number, min=0, max=1, help="Sample among the likeliest tokens that hold this share.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampling.")]
-BackTo = Annotated[
-    str | None,
-    typer.Option(
-        "--from-checkpoint",
-        metavar="STAGE:STEP",
-        help="Go back to a checkpoint that is kept; what came after it is set aside in the run's folder.",
-    ),
-]
 
 
 @app.command()
@@ -107,7 +99,7 @@ def _run(
     recipe = recipes.only(recipes.load(path, overrides or []), stages, str(path))
     suffix = "" if len(stages) > 1 else f"-{'-'.join(stages)}"
     folder = run_dir or Path("runs") / f"{recipe.name}{suffix}"
-    restart = None if back_to is None else _checkpoint(back_to, recipe.stages())
+    restart = None if back_to is None else checkpoint_of(back_to, recipe.stages())
 
     from bactrian import hosts
 
@@ -120,14 +112,6 @@ def _run(
         progress.say(
             f"done: {folder}", f"  model and card   {folder / 'export'}", f"  talk to it       bactrian chat {folder}"
         )
-
-
-def _checkpoint(text: str, stages: Any) -> Any:
-    """A stage of the recipe and a step, of STAGE:STEP. Raises `InputError`."""
-    stage, _, step = text.partition(":")
-    if stage not in stages or not (step.isascii() and step.isdecimal() and len(step) < 19):
-        raise InputError(f"--from-checkpoint {text}: write STAGE:STEP, for example {next(iter(stages))}:100")
-    return stage, int(step)
 
 
 @app.command()

@@ -11,12 +11,32 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 import typer.core
 
+from bactrian.errors import InputError
+
 
 @dataclass(frozen=True)
 class Prefix:
     """The beginning of the names of a group's options: `Annotated[Options, Prefix("judge")]` has `--judge-…`."""
 
     text: str
+
+
+BackTo = Annotated[
+    str | None,
+    typer.Option(
+        "--from-checkpoint",
+        metavar="STAGE:STEP",
+        help="Go back to a checkpoint that is kept; what came after it is set aside in the run's folder.",
+    ),
+]
+
+
+def checkpoint_of(text: str, stages: Any) -> Any:
+    """A stage of the recipe and a step, of STAGE:STEP. Raises `InputError`."""
+    stage, _, step = text.partition(":")
+    if stage not in stages or not (step.isascii() and step.isdecimal() and len(step) < 19):
+        raise InputError(f"--from-checkpoint {text}: write STAGE:STEP, for example {next(iter(stages))}:100")
+    return stage, int(step)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
