@@ -16,6 +16,7 @@ from bactrian.errors import DataError, JudgeError
 from bactrian.evaluate import alpaca_eval, mt_bench, mt_bench_job, verdicts
 from bactrian.evaluate import calls as kept_calls
 from bactrian.evaluate import judge as judges
+from bactrian.evaluate.artifacts import Folder
 from bactrian.evaluate.calls import Call, Failure, Reply, Store, chat
 from bactrian.evaluate.endpoint import Address, Endpoint, _parse, _Passing
 from bactrian.evaluate.pace import Limits
@@ -131,7 +132,7 @@ def alternatives(*listed: Any) -> dict[str, Any]:
         (alternatives({"token": "m", "logprob": float("nan")}), "no log-probabilities"),
         (alternatives({"token": "m", "logprob": None}, {"token": "M", "logprob": "-1"}), "no log-probabilities"),
         (alternatives({"token": [], "logprob": 0}), "no log-probabilities"),
-        (alternatives({"token": "m", "logprob": -(10**400)}), "no log-probabilities"),
+        (alternatives({"token": "m", "logprob": -(10**400)}), "a whole number of more than"),
         (alternatives({"token": "The", "logprob": -0.1}), "neither m nor M"),
     ],
 )
@@ -301,3 +302,32 @@ def test_an_odd_reply_as_an_answer_is_asked_again_and_then_said_nothing(
         assert judge.sent.total() == 4
         one.generate([(Message("user", "a"),), (Message("user", "b"),)], Settings())
         assert judge.sent.total() == 4
+
+
+def test_a_reply_that_was_usable_under_another_rule_is_asked_for_again(tmp_path: Path):
+    store = Store(tmp_path / "calls.jsonl")
+    store.add("k", CALL, Reply("[[15]]"), True)
+
+    def usable(reply: Reply) -> bool:
+        return not isinstance(mt_bench.rated(reply), Missing)
+
+    assert store.find("k", 2) == Reply("[[15]]") and store.find("k", 2, usable) is None
+    assert store.find("k", 0, usable) == Reply("[[15]]"), "it was asked for often enough"
+    store.add("k", CALL, Reply("[[5]]"), True)
+    assert store.find("k", 2, usable) == Reply("[[5]]")
+
+
+def test_a_judge_that_runs_out_of_tokens_is_given_more(tmp_path: Path):
+    limits = Limits(reasks=0, retry_wait=0.01)
+    judge = Endpoint(Address("http://127.0.0.1:9", "m"), Store(tmp_path / "calls.jsonl"), limits)
+    for content, advice in ((None, "--judge-max-completion"), ("I think", "--judge-max-completion")):
+        found = mt_bench.rated(_parse(body(content, "length")))
+        assert isinstance(found, Missing)
+        with pytest.raises(JudgeError, match=advice):
+            verdicts.check([found.as_row()], Folder(tmp_path), judge)
+    found = mt_bench.rated(_parse(body("no")))
+    assert isinstance(found, Missing)
+    with pytest.raises(JudgeError, match="larger --reasks"):
+        verdicts.check([found.as_row()], Folder(tmp_path), judge)
+    with pytest.raises(JudgeError, match="the same command asks for them again"):
+        verdicts.check([{"error": "status 500", "was_asked": True}], Folder(tmp_path), judge)

@@ -154,11 +154,14 @@ class Store:
     def close(self) -> None:
         self._journal.close()
 
-    def find(self, key: str, reasks: int) -> Reply | None:
-        """The reply to keep: a usable one, or the last where it was asked for often enough."""
+    def find(self, key: str, reasks: int, usable: Usable | None = None) -> Reply | None:
+        """The reply to keep: a usable one, or the last where it was asked for often enough.
+
+        With `usable` one that counted as usable when it came must still be.
+        """
         replies = self._replies.get(key, [])
-        for reply, is_usable in replies:
-            if is_usable:
+        for reply, was_usable in replies:
+            if was_usable and (usable is None or usable(reply)):
                 return reply
         return replies[-1][0] if len(replies) > reasks else None
 

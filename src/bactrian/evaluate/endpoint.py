@@ -71,7 +71,7 @@ class Endpoint:
         keys = [call.key(self.address.kept_as) for call in calls]
         outcomes: dict[str, Reply | Failure] = {}
         for key in keys:
-            if (reply := self.store.find(key, self.limits.reasks)) is not None:
+            if (reply := self.store.find(key, self.limits.reasks, usable)) is not None:
                 outcomes[key] = reply
         fit = self.address.wire.fit
         waiting = {key: fit(call) for key, call in zip(keys, calls, strict=True) if key not in outcomes}

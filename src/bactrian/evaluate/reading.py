@@ -14,6 +14,7 @@ from bactrian.files import documents
 
 FILTERED = "content_filter"  # the finish reason of a reply that a filter stopped
 TRUNCATED = "length"  # that of one that ran out of tokens
+CUT_OFF = "truncated before"  # in every reason that more tokens would have mended
 _QUOTED = 100  # characters of a reply, in a row and in a message
 
 Value = TypeVar("Value")
@@ -54,7 +55,7 @@ def verdict(
 def lacking_in_text(reply: Reply, what: str) -> str:
     """Why a text holds no verdict: it is empty or truncated, or else `what`."""
     if reply.finish == TRUNCATED:
-        return "the reply was truncated before its verdict"
+        return f"the reply was {CUT_OFF} its verdict"
     return what if reply.text.strip() else "the reply is empty"
 
 
@@ -69,6 +70,6 @@ def _unreadable(reply: Reply) -> str | None:
     if reply.refusal is not None:
         return "the judge refused"
     if reply.fault is not None:
-        early = "; it was truncated before it said anything" if reply.finish == TRUNCATED and not reply.text else ""
+        early = f"; it was {CUT_OFF} it said anything" if reply.finish == TRUNCATED and not reply.text else ""
         return reply.fault + early
     return None if documents.is_text(reply.text) else "the reply holds half of a surrogate pair, which is no character"

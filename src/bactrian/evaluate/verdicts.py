@@ -6,6 +6,7 @@ from typing import Any
 
 from bactrian import progress
 from bactrian.errors import JudgeError, printable
+from bactrian.evaluate import reading
 from bactrian.evaluate.artifacts import Folder
 from bactrian.evaluate.endpoint import Endpoint
 from bactrian.evaluate.judge import AnyJudge
@@ -75,6 +76,8 @@ def _remedy(failed: Sequence[Row], judge: AnyJudge | None) -> str:
     """How they can be asked for again: requests that got no reply always are, replies are kept as they are."""
     if not isinstance(judge, Endpoint):
         return ""
+    if 2 * sum(reading.CUT_OFF in str(row["error"]) for row in failed) > len(failed):
+        return "; give the judge more tokens, with --judge-max-completion"
     with_reply = sum("finish_reason" in row for row in failed)
     if not with_reply:
         return "; the same command asks for them again"
