@@ -84,3 +84,9 @@ def test_a_prompt_that_cannot_be_counted_is_named(
         chat = assistant.find(str(tiny_recipe.parent / "base")).chat("model")
         evidence.read_prompts(settings, chat, 512)
     assert message in str(caught.value)
+
+
+def test_a_held_out_prompt_has_its_system_message():
+    row = {"prompt": "Hi", "system": "Be kind."}
+    assert [turn.content for turn in Prompt("Hi", row).messages] == ["Be kind.", "Hi"]
+    assert [turn.content for turn in MOON.messages] == [MOON.text]

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from bactrian import verbs
+from bactrian.data.records import Message
 from bactrian.errors import DataError, InputError
 
 QUESTION = "Where does Clara find fish?"
@@ -204,3 +205,15 @@ def test_prompts_that_are_no_text_are_one_line(tmp_path: Path, name: str, conten
 def test_an_argument_that_is_no_text_is_one_line(tmp_path: Path):
     done = tiny.call("generate", "nowhere", "--prompt", "caf\udce9")
     assert done.code == 2 and "argument 4, 'caf\\udce9', is no UTF-8 text" in done.err and "Traceback" not in done.err
+
+
+def test_what_a_row_says_beside_its_prompt_is_honoured_or_refused(tmp_path: Path):
+    told, asked = Message("system", "Be kind."), Message("user", "Hi")
+    turns = [{"role": "user", "content": "Hi"}]
+    path = tmp_path / "p.jsonl"
+    tiny.write_rows(path, [{"prompt": "Hi", "system": "Be kind."}, {"messages": turns, "system": ""}, {"prompt": "Hi"}])
+    assert verbs.read_prompts([], path, False) == [(told, asked), (asked,), "Hi"]
+    for row in ({"prompt": "Hi", "tools": [{"name": "depth"}]}, {"messages": turns, "images": ["a.png"]}):
+        tiny.write_rows(path, [row])
+        with pytest.raises(DataError, match=r"p.jsonl:1: (tools|images) is not carried into prompts"):
+            verbs.read_prompts([], path, False)

@@ -11,8 +11,8 @@ import numpy as np
 from bactrian import progress
 from bactrian.data import continuation
 from bactrian.data.chat import Chat
-from bactrian.data.records import Message
-from bactrian.data.sources import fields, reader
+from bactrian.data.records import Message, Messages
+from bactrian.data.sources import beside, fields, reader
 from bactrian.errors import DataError
 from bactrian.inference.engine import Engine, Settings
 from bactrian.prepare import Prepared
@@ -28,6 +28,11 @@ class Prompt:
 
     text: str
     row: dict[str, Any]
+
+    @property
+    def messages(self) -> Messages:
+        """The conversation that is answered: the prompt, after the row's system message where it has one."""
+        return beside.asked((Message("user", self.text),), self.row, "a held-out prompt")
 
 
 def read_prompts(settings: Evaluation, chat: Chat, max_positions: int) -> list[Prompt]:
@@ -47,7 +52,8 @@ def read_prompts(settings: Evaluation, chat: Chat, max_positions: int) -> list[P
             if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
                 raise DataError(f"{where}: rule {rule.name} needs a list of patterns in `{rule.column}`")
             _check_patterns(patterns, f"{where}: {rule.column}")
-        length = len(chat.prompt((Message("user", row["prompt"]),))) + settings.max_tokens
+        messages = beside.asked((Message("user", row["prompt"]),), row, where)
+        length = len(chat.prompt(messages)) + settings.max_tokens
         if length > max_positions:
             raise DataError(
                 f"{where}: the prompt and an answer of evaluation.max_tokens = {settings.max_tokens} take {length} "
@@ -83,7 +89,7 @@ def holds(rule: Rule, prompt: Prompt, answer: str) -> bool:
 def answer(engine: Engine, chat: Chat, prompts: list[Prompt], max_tokens: int, seed: int) -> list[str]:
     """Greedy answers to the prompts, each a conversation of its own."""
     settings = Settings(max_tokens=max_tokens, stop_ids=chat.stop_ids, seed=seed)
-    ids = [chat.prompt((Message("user", prompt.text),)) for prompt in prompts]
+    ids = [chat.prompt(prompt.messages) for prompt in prompts]
     answers: list[str] = []
     with progress.bar("answers", len(ids)) as bar:
         for start in range(0, len(ids), _ANSWERS_AT_ONCE):

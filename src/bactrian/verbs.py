@@ -13,7 +13,7 @@ from bactrian.assistant import Assistant, ChatFormat
 from bactrian.data import continuation, corpus, packing, sources
 from bactrian.data.chat import Chat
 from bactrian.data.records import Conversation, Example, Message, Preference, Role
-from bactrian.data.sources import fields, messages, reader
+from bactrian.data.sources import beside, fields, messages, reader
 from bactrian.errors import DataError, InputError
 from bactrian.files import documents
 from bactrian.inference.engine import Settings
@@ -41,7 +41,7 @@ def read_prompts(texts: Sequence[str], file: Path | None, raw: bool) -> list[Pro
     if not prompts:
         raise InputError("nothing to answer; give --prompt TEXT or --file FILE")
     if raw and not all(isinstance(prompt, str) for prompt in prompts):
-        raise InputError(f"{file}: --raw continues text; its rows need `prompt`, not `messages`")
+        raise InputError(f"{file}: --raw continues text; its rows need `prompt`, not `messages` nor `system`")
     return prompts
 
 
@@ -114,11 +114,12 @@ def export(model: str, folder: Path, format: ChatFormat, dtype: Dtype) -> None:
 
 def _row_prompt(row: dict[str, Any], where: str) -> Prompt:
     if isinstance(row.get("prompt"), str):
-        return fields.text(row["prompt"], "prompt", where)
-    if isinstance(row.get("prompt"), list):
-        return messages.parse_list(row["prompt"], "prompt", where)
-    if "messages" in row:
-        return messages.parse_list(row["messages"], "messages", where)
+        text = fields.text(row["prompt"], "prompt", where)
+        turns = beside.asked((Message("user", text),), row, where)
+        return turns if len(turns) > 1 else text
+    key = "prompt" if isinstance(row.get("prompt"), list) else "messages"
+    if key in row:
+        return beside.asked(messages.parse_list(row[key], key, where), row, where)
     raise DataError(f"{where}: a row to answer needs `prompt` (text) or `messages`")
 
 

@@ -17,6 +17,7 @@ _NOT_CARRIED = (
     *("tools", "functions", "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"),
     *("chat_template_kwargs", "image", "images", "video", "videos", "audio", "audios", "kto_tag"),
 )
+_NOT_CARRIED_OF_PROMPTS = ("tools", "functions", "chat_template_kwargs", "image", "images", "video", "audio")
 _NOT_CARRIED_OF_TURNS = (
     *_NOT_CARRIED,
     *("reasoning_details", "tool_call_id", "train_detail", "training_detail", "loss_scale", "loss_weight"),
@@ -48,6 +49,18 @@ def refuse_row(row: dict[str, Any], where: str) -> None:
             f"say in a data recipe how often a source comes (`epochs`)",
             "not_carried",
         )
+
+
+def asked(messages: Messages, row: dict[str, Any], where: str) -> Messages:
+    """The messages of a row that is to be answered, with its system message before them. Raises `DataError`."""
+    for key in _NOT_CARRIED_OF_PROMPTS:
+        if says_something(row.get(key)):
+            raise DataError(
+                f"{where}: {key} is not carried into prompts yet, and the row would be answered as if it were not "
+                f"there; remove the key or the row",
+                "not_carried",
+            )
+    return _after(messages, _system(row, (), where), (), where)
 
 
 def is_trained(turn: dict[str, Any], role: str, name: str, where: str) -> bool:
