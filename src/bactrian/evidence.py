@@ -14,6 +14,7 @@ from bactrian.data.chat import Chat
 from bactrian.data.records import Message, Messages
 from bactrian.data.sources import beside, fields, reader
 from bactrian.errors import DataError
+from bactrian.files import documents
 from bactrian.inference.engine import Engine, Settings
 from bactrian.prepare import Prepared
 from bactrian.recipe import Evaluation, Rule, Source
@@ -44,6 +45,8 @@ def read_prompts(settings: Evaluation, chat: Chat, max_positions: int) -> list[P
         if not isinstance(row.get("prompt"), str):
             raise DataError(f"{where}: a held-out prompt needs a `prompt` that is text")
         fields.text(row["prompt"], "prompt", where)
+        if (fault := documents.fault_of(row)) is not None:  # the row is kept beside the answer
+            raise DataError(f"{where}: {fault}; repair or remove the row")
         for key, value in row.items():
             if isinstance(value, bytes):
                 raise DataError(f"{where}: {key} is {fields.kind(value)}, and is kept beside the answer; remove it")

@@ -280,6 +280,18 @@ def test_a_build_without_masks_has_no_weights(tmp_path: Path):
 # Any row
 
 
+@pytest.mark.parametrize("key", ["tools", "system", "history", "messages", "other"])
+@pytest.mark.parametrize("depth", [50, 300, 700, 900])
+def test_a_row_nested_as_deep_as_json_allows_is_one_line(key: str, depth: int):
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = [deep]
+    try:
+        assert sources.parse("messages", {**row(), key: deep}, "w") and key == "other"
+    except DataError as error:
+        assert str(error).startswith("w: ") and key != "other"
+
+
 KEYS = st.sampled_from(
     re.findall(
         r"\w+",

@@ -39,12 +39,13 @@ def unread(data: Sequence[Source]) -> dict[str, int]:
         for where, row in (each for chunk in reader.chunks(source) for each in reader.decode(chunk)):
             if isinstance(row, DataError):
                 continue
-            watched = _Watched(row)
             try:
+                watched = _Watched(row)
                 list(parse(watched, where))
-            except DataError:
+                columns = set(_unread(watched, ""))
+            except (DataError, RecursionError):
                 continue  # a bad row, which is counted elsewhere
-            for column in set(_unread(watched, "")):
+            for column in columns:
                 counts[column] = counts.get(column, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 

@@ -132,6 +132,8 @@ def _guided(layout: str, parse: Parser) -> Parser:
     def parsed(row: dict[str, Any], where: str) -> Iterable[Found]:
         try:
             return list(whole(row, where))
+        except RecursionError:
+            raise DataError(f"{where}: the row is nested too deep; repair or remove it", "wrong_type") from None
         except DataError as error:
             wrong = error.kind == "missing_key"
             other = next((name for name in fitting(row) if name != layout), None) if wrong else None
@@ -153,7 +155,7 @@ def fitting(row: dict[str, Any]) -> Iterator[RunLayout]:
                 for each in beside.around(_of_layout(layout), layout)(row, "")
             ):
                 yield layout
-        except DataError:
+        except (DataError, RecursionError):
             continue
 
 
