@@ -58,11 +58,12 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` for a file that takes its place, on the disk, when the block ends well.
 
     On any error it is removed and what was at `path` stays. Raises `RunError` before the block where something else
-    than a file is there, and as `writing` does.
+    than a file is there, and as `writing` does. Not `lasting`: whether it outlives the machine is left open, as of what
+    has a checksum and is made again where that does not agree.
     """
     check_file(path)
     with beside(path) as temporary:
@@ -72,9 +73,11 @@ def replacing(path: Path) -> Iterator[Path]:
             raise FileNotFoundError(f"{temporary}: nothing was written there")
         check_file(path)  # once more: the block may have taken hours
         with writing(path):
-            sync(temporary)
+            if lasting:
+                sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            if lasting:
+                sync(path.parent)
 
 
 def check_file(path: Path) -> None:

@@ -44,7 +44,7 @@ def _memory(path: Path) -> Path:
 
 
 def _keep(memory: Path, digest: str) -> None:
-    with atomic.replacing(memory) as temporary:
+    with atomic.replacing(memory, lasting=False) as temporary:
         temporary.write_text(f"{digest} {_check(digest, memory)}", encoding="ascii")
 
 

@@ -13,7 +13,7 @@ _SEAL = hashlib.sha256().digest_size  # bytes
 
 def write(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all. Raises as `atomic.replacing` does."""
-    with atomic.replacing(path) as temporary:
+    with atomic.replacing(path, lasting=False) as temporary:
         temporary.write_bytes(content + hashlib.sha256(content).digest())
 
 
