@@ -76,12 +76,13 @@ def main() -> None:
         write_json(RECORD, record(Run.existing(given.record), given.timed))
         return
     text = README.read_text(encoding="utf-8")
-    wanted = written(text, documents.read_json(RECORD, ValueError))
+    wanted = written(text, documents.read_json(RECORD))
     if given.write:
         with replacing(README) as temporary:
             temporary.write_text(wanted, encoding="utf-8")
     elif wanted != text:
-        sys.exit("".join(difflib.unified_diff(*(each.splitlines(True) for each in (text, wanted)), "README", "record")))
+        changed = difflib.unified_diff(text.splitlines(True), wanted.splitlines(True), "README", "record")
+        sys.exit("".join(changed))
 
 
 if __name__ == "__main__":
