@@ -252,7 +252,12 @@ def test_a_score_that_was_not_taken_is_no_zero(run: Run):
     text = section(card.write(run).read_text(encoding="utf-8"), "Evaluation")
     assert "| pirate | 19 | 0.000 | – | 0.876 |" in text
     assert "topic" not in text
-    write_json(run.folder / "evaluation.json", {"pirate": {"base": 0.5}, "counts": {"prompts": 19}})
+
+    def forget_all(content: dict[str, Any]) -> None:
+        content.clear()
+        content.update({"pirate": {"base": 0.5}, "counts": {"prompts": 19}})
+
+    run.record("evaluation", forget_all)
     assert "Evaluation" not in sections(card.write(run).read_text(encoding="utf-8"))
 
 

@@ -4,6 +4,7 @@ Every part is skipped where its result is already in the run's folder, so runnin
 """
 
 import platform
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -150,15 +151,16 @@ class Pipeline:
 
     def execute(self) -> None:
         """Run every stage that is not done yet, then export and write the card."""
-        try:
-            if not self._is_done():
-                self._train()
-        finally:
-            for tracker in self.trackers:
-                tracker.close()
-        if self.hosts.is_first:
-            report.plot(self.run)
-        self.export()
+        with closing(self.run):
+            try:
+                if not self._is_done():
+                    self._train()
+            finally:
+                for tracker in self.trackers:
+                    tracker.close()
+            if self.hosts.is_first:
+                report.plot(self.run)
+            self.export()
 
     def export(self) -> None:
         """Write `export/`: the last stage's model as a Hugging Face folder, with its card."""

@@ -81,7 +81,7 @@ class Source(File):
 class Optimizer(Section):
     """AdamW on a schedule. Sources disagree on Tulu 2's beta2: its card says 0.999, its code ran 0.95."""
 
-    learning_rate: float = Field(gt=0, le=100)
+    learning_rate: float = Field(gt=0, le=1e30)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="share of the stage's steps")
     warmup_steps: int = Field(default=0, ge=0, le=STEPS)

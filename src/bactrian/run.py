@@ -127,8 +127,14 @@ class Run:
                 path.rename(to)
 
     def _lock(self) -> None:
-        """Keep other processes out for as long as this object lives."""
+        """Keep other processes out until `close`, or for as long as this object lives."""
         self._held = Lock(self.folder, "run", progress.say, ends.at_once)
+
+    def close(self) -> None:
+        """Let other processes work on the run."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     @classmethod
     def existing(cls, folder: Path) -> "Run":
@@ -175,7 +181,12 @@ class Run:
             raise RunError(f"{self.recipe_path}: began is {stated!r}, which is no time; restore the file") from None
 
     def _recipe_tree(self) -> dict[str, Any]:
-        tree = documents.read_json(self.recipe_path, RunError, "choose another --run-dir")
+        advice = "choose another --run-dir"
+        try:
+            text = self.recipe_path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{self.recipe_path}: cannot be read: {error.strerror}; {advice}") from None
+        tree = documents.parse_json(text, f"{self.recipe_path}: not the recipe of a run", RunError, advice)
         if not isinstance(tree, dict):
             raise RunError(f"{self.recipe_path}: not a recipe; choose another --run-dir")
         return tree

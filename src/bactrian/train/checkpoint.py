@@ -8,8 +8,9 @@ import logging
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Checkpoints:
         `RunError` where none is, and `RunFailed` where orbax fails."""
         # What goes wrong in writing is raised; orbax logs it first, at length and from every thread.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        threading.excepthook, sys.excepthook = _thread_raised, _printed
+        threading.excepthook, sys.excepthook = _thread_raised, partial(_printed, sys.excepthook)
         self._folder = folder.resolve()
         fault = hosts.agree("whether the checkpoints are whole", lambda: _settle(self._folder))
         if fault is not None:
@@ -181,10 +182,10 @@ def _reason(error: BaseException) -> str:
     return f"{text} ({named})" if named else text
 
 
-def _printed(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _printed(before: Callable[..., Any], kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Tensorstore prints what its threads meet where the loop that waited for them is over, of an earlier error."""
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+        before(kind, error, trace)
 
 
 def _thread_raised(about: threading.ExceptHookArgs) -> None:
