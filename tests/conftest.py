@@ -1,12 +1,17 @@
 """Fixtures that more than one room's tests use."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import tiny
 
 _REPOSITORY = Path(__file__).parents[1]
+
+# A shell starts what goes on in the background with Ctrl-C ignored, which the command then keeps to; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def rows_of(metrics: list[dict[str, Any]], stage: str, kind: str) -> list[dict[s
 
 
 def test_the_folder_holds_what_run_says(tiny_run: Path):
-    names = {"recipe.json", "ledger.json", "metrics.jsonl", "evaluation.json", "samples.jsonl"}
+    names = {"recipe.json", "ledger.json", "metrics.jsonl", "evaluation.json", "samples.jsonl", "sums.json"}
     assert {path.name for path in tiny_run.iterdir()} == names | {"plots", "checkpoints", "export"}
     assert (tiny_run / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (tiny_run / "checkpoints").iterdir()} == {"sft", "dpo"}
@@ -53,7 +53,7 @@ def test_every_step_has_a_line(metrics: list[dict[str, Any]], tiny_run: Path):
         assert sum(row["tokens"] for row in rows) == training["learned"] + training["masked"]
         assert sum(row["examples"] for row in rows) == training["examples"]
         assert training["places"] == training["learned"] + training["masked"] + training["padding"]
-        assert {"at", "seconds", "tokens_per_second"} == set(rows[0]["timing"])
+        assert {"at", "seconds", "tokens_per_second", "crc"} == set(rows[0]["timing"])
 
 
 def test_both_stages_learn(metrics: list[dict[str, Any]], evaluation: dict[str, Any]):

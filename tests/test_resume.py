@@ -322,4 +322,4 @@ def test_a_half_written_line_is_forgotten(tmp_path: Path, tiny_recipe: Path, tin
     run.metrics_path.write_text("".join(lines[:5]) + lines[5][: len(lines[5]) // 2])
     run.cut_metrics("sft", 4)
     assert read_jsonl(run.metrics_path) == [json.loads(line) for line in lines[:4]]
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "sums.json"]
