@@ -176,4 +176,4 @@ def test_files_are_whole_or_not_there(twin: Twin, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(weights.safetensors_file, "write", write)
     weights.save_adapters(tmp_path / "adapter", config, parameters, "base")
     names = {file.name for file in (tmp_path / "adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
