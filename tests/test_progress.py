@@ -18,14 +18,9 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
-
-
-def test_a_message_is_what_it_says(said: io.StringIO):
+def test_a_message_is_what_it_says(monkeypatch: pytest.MonkeyPatch):
+    said = Terminal()
+    monkeypatch.setattr(sys, "stderr", said)
     progress.say(f"{HOSTILE}\nand more", "  indented")
     progress.tell(HOSTILE)
     assert said.getvalue() == f"{SHOWN} and more\n  indented\n{SHOWN}\n"
@@ -52,7 +47,7 @@ def test_tables_and_bars_read_no_markup(capsys: pytest.CaptureFixture[str]):
     table.add_row(HOSTILE)
     progress.table(140).print(table)
     assert capsys.readouterr().out.count(SHOWN) == 3
-    console = progress.Plain(stderr=True)
+    console = progress.Plain(stderr=True, width=200)
     console.file, console._force_terminal = io.StringIO(), True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "console", console)

@@ -77,7 +77,10 @@ def test_examples_fill_their_rows(stage: str):
     assert np.mean([each.learn.mean() for each in given]) > 0.4
 
 
-@pytest.mark.parametrize(("shape", "stage", "rank"), [("1B", "sft", 0), ("8B", "dpo", 0), ("7B", "dpo", 4)])
+@pytest.mark.parametrize(
+    ("shape", "stage", "rank"),
+    [("1B", "sft", 0), pytest.param("8B", "dpo", 0, marks=pytest.mark.slow), ("7B", "dpo", 4)],
+)
 def test_a_toy_of_each_stage_trains(shape: str, stage: str, rank: int):
     import gpu
 

@@ -41,7 +41,7 @@ def assert_equal(meshes: list[str], *model: str, stages: int = 2) -> None:
         assert line["moved"], f"a checkpoint over {line['mesh']}"
 
 
-@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("half", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_update_over_a_mesh_is_that_of_one_device(half: int):
     assert_equal(FEW[half::2])
 

@@ -77,6 +77,7 @@ def test_microbatches_of_a_model_are_one_batch(
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_less_memory_learns_as_well(
     config: llama.Config, parameters, conversations: list[Example], monkeypatch: pytest.MonkeyPatch
 ):
