@@ -182,10 +182,7 @@ class Run:
 
     def _recipe_tree(self) -> dict[str, Any]:
         advice = "choose another --run-dir"
-        try:
-            text = self.recipe_path.read_bytes()
-        except OSError as error:
-            raise RunError(f"{self.recipe_path}: cannot be read: {error.strerror}; {advice}") from None
+        text = documents.read_bytes(self.recipe_path, RunError, advice=advice)
         tree = documents.parse_json(text, f"{self.recipe_path}: not the recipe of a run", RunError, advice)
         if not isinstance(tree, dict):
             raise RunError(f"{self.recipe_path}: not a recipe; choose another --run-dir")

@@ -19,9 +19,22 @@ DEEPEST = 100  # levels
 WIDEST = 256  # bits of a whole number; TOML asks for 64, and nothing that is read here needs more
 
 
+def read_bytes(
+    path: Path, kind: type[InputError] = DataError, cannot: str = "cannot be read", advice: str = ""
+) -> bytes:
+    """The bytes of a file, at most `LARGEST`. Raises `kind`, which says that it `cannot`, why, and the `advice`."""
+    try:
+        if path.stat().st_size <= LARGEST:
+            return path.read_bytes()
+        why = f"it is larger than {LARGEST // 2**20} MiB"
+    except (OSError, ValueError) as error:  # a NUL in the path
+        why = getattr(error, "strerror", None) or str(error)
+    raise kind("; ".join(filter(None, (f"{path}: {cannot}: {why}", advice))))
+
+
 def read_json(path: Path, kind: type[InputError] = DataError, advice: str = "restore the file") -> Any:
     """The value in a JSON file. Raises `kind`: what is wrong, where, and the `advice`."""
-    return parse_json(_read(path, kind, advice), str(path), kind, advice)
+    return parse_json(read_bytes(path, kind, advice=advice), str(path), kind, advice)
 
 
 def parse_json(
@@ -41,13 +54,7 @@ def parse_json(
 
 def read_toml(path: Path, kind: type[InputError] = DataError, what: str = "the file") -> dict[str, Any]:
     """The tree of a TOML file; `what` says what the file is. Raises `kind`."""
-    try:
-        text = path.read_bytes() if path.stat().st_size <= LARGEST else None
-    except (OSError, ValueError) as error:
-        raise kind(f"{path}: cannot read {what}: {getattr(error, 'strerror', None) or error}") from None
-    if text is None:
-        raise kind(f"{path}: cannot read {what}: it is larger than {LARGEST // 2**20} MiB")
-    return parse_toml(text, str(path), kind)
+    return parse_toml(read_bytes(path, kind, f"cannot read {what}"), str(path), kind)
 
 
 def parse_toml(
@@ -125,15 +132,6 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _read(path: Path, kind: type[InputError], advice: str) -> bytes:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise kind(f"{path}: cannot be read: it is larger than {LARGEST // 2**20} MiB; {advice}")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise kind(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; {advice}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
