@@ -36,6 +36,7 @@ class Continuation:
     def __init__(self, tokenizer: Tokenizer, before: Ids, skip_special: bool = True):
         self._tokenizer = tokenizer
         self._skip = skip_special
+        self._is_local = _is_local(tokenizer)
         self._context = _anchored(tokenizer, [int(i) for i in before], skip_special)
         self._ids: list[int] = []
         self._told = 0
@@ -46,7 +47,7 @@ class Continuation:
         self._ids.append(token)
         # A special token that is left out does not end a run of bytes.
         silent = not self._tokenizer.decode([token], self._skip)
-        if silent or _is_byte(self._tokenizer, token) or not _is_local(self._tokenizer):
+        if silent or _is_byte(self._tokenizer, token) or not self._is_local:
             return ""
         text = self._text()
         settled = text.rstrip(_BROKEN)

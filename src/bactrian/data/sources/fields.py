@@ -34,6 +34,14 @@ def text(value: Any, name: str, where: str) -> str:
     return value
 
 
+def some(value: Any, name: str, where: str, what: str) -> list[Any]:
+    """The value, if it is a list that holds something; `what` says of what. Raises `DataError`."""
+    if not isinstance(value, list) or not value:
+        found = "empty" if value == [] else kind(value)
+        raise DataError(f"{where}: {name} is {found}, not a list of {what}; repair or remove the row", "wrong_type")
+    return value
+
+
 def texts(row: dict[str, Any], keys: Sequence[str], layout: str, where: str) -> list[str]:
     """The texts under keys that the layout needs. Raises `DataError`."""
     return [text(required(row, key, layout, where), key, where) for key in keys]

@@ -24,10 +24,8 @@ def parse(row: dict[str, Any], where: str) -> Conversation:
 
 def parse_list(value: Any, name: str, where: str) -> Messages:
     """A list of messages; `name` says which one in errors. Raises `DataError`."""
-    if not isinstance(value, list) or not value:
-        found = "empty" if value == [] else fields.kind(value)
-        raise DataError(f"{where}: {name} is {found}, not a list of messages; repair or remove the row", "wrong_type")
-    return tuple(parse_turn(turn, f"{name}[{index}]", where) for index, turn in enumerate(value))
+    listed = fields.some(value, name, where, "messages")
+    return tuple(parse_turn(turn, f"{name}[{index}]", where) for index, turn in enumerate(listed))
 
 
 def parse_turn(value: Any, name: str, where: str) -> Message:

@@ -42,10 +42,8 @@ def listed(row: dict[str, Any], layout: str, where: str) -> list[Spoken]:
 
 def turns(value: Any, name: str, where: str) -> Messages:
     """A list of turns as messages. Raises `DataError`, also where nobody knows a speaker."""
-    if not isinstance(value, list) or not value:
-        found = "empty" if value == [] else fields.kind(value)
-        raise DataError(f"{where}: {name} is {found}, not a list of turns; repair or remove the row", "wrong_type")
-    return tuple(turn(each, f"{name}[{index}]", where) for index, each in enumerate(value))
+    listed = fields.some(value, name, where, "turns")
+    return tuple(turn(each, f"{name}[{index}]", where) for index, each in enumerate(listed))
 
 
 def turn(value: Any, name: str, where: str) -> Message:
